@@ -1,0 +1,95 @@
+"""Options of the data: corpora, features, tokenizer, augmentation, batches. No torch here."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from moe_asr.config.model import require
+
+
+class TokenUnit(str, Enum):
+    char = "char"
+    word = "word"
+    bpe = "bpe"
+    phone = "phone"
+    """IPA phones of the synthetic corpus instead of its words; scored as PER."""
+
+
+@dataclass
+class TokenizerConfig:
+    unit: TokenUnit = TokenUnit.char
+    vocab_size: int = 500
+    """Word pieces, for unit=bpe only."""
+
+
+@dataclass
+class FeaturesConfig:
+    """Kaldi-compatible log-mel filter bank."""
+
+    sample_rate: int = 16000
+    mel_bins: int = 80
+    frame_length_ms: float = 25.0
+    frame_shift_ms: float = 10.0
+    dither: float = 0.0
+    """Standard deviation of the noise added to 16-bit samples, in training only, keyed by utterance and epoch."""
+
+
+@dataclass
+class AugmentConfig:
+    """Training-time augmentation; every draw is keyed by (seed, epoch, utterance). The U2++ recipe's shapes."""
+
+    speeds: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    """Speed factors drawn with equal probability (pitch changes with them); [1.0] = off."""
+    gain_db: float = 0.0
+    """Loudness is changed by a uniform draw from [-gain_db, gain_db]."""
+    time_masks: int = 2
+    time_mask_frames: int = 50
+    """Longest SpecAugment time mask, in feature frames of 10 ms."""
+    time_mask_share: float = 1.0
+    """No time mask is longer than this share of the utterance."""
+    mel_masks: int = 2
+    mel_mask_bins: int = 10
+    substitutions: int = 3
+    """SpecSub: spans replaced by earlier spans of the same utterance."""
+    substitution_frames: int = 30
+    trim_frames: int = 0
+    """SpecTrim: at most so many feature frames are cut from the end."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds needs at least one factor above 0; [1.0] turns it off.")
+
+
+@dataclass
+class DataConfig:
+    """A corpus made by `moe-asr prepare`: a folder with one manifest of lhotse cuts per split."""
+
+    path: str = "data/digits"
+    fold: str | None = None
+    """A part of the corpus with splits of its own, e.g. the held-out speaker of fsdd."""
+    train: list[str] = field(default_factory=lambda: ["train"])
+    dev: list[str] = field(default_factory=lambda: ["dev"])
+    test: list[str] = field(default_factory=lambda: ["test"])
+    """Splits; each of `test` is a test set of its own in the results."""
+    normalizer: str = "none"
+    """How hypotheses and references are normalised before scoring; see `moe_asr.measure.normalize`."""
+    min_seconds: float = 0.1
+    max_seconds: float = 30.0
+    """Utterances outside are left out of training, and listed."""
+    max_tokens: int = 400
+    limit: int | None = None
+    """Use only so many training utterances (drawn once by seed), for learning curves and quick tests."""
+
+
+@dataclass
+class BatchConfig:
+    seconds: float = 60.0
+    """Audio of a micro-batch, padding included."""
+    utterances: int = 64
+    """Utterances of a micro-batch at most."""
+    buckets: int = 8
+    """Groups of similar duration; members are reshuffled inside them every epoch."""
+    workers: int = 0
+    """Processes that read and augment."""
+
+    def __post_init__(self) -> None:
+        require(self.seconds > 0 and self.utterances > 0 and self.buckets > 0, "batch.seconds, batch.utterances and batch.buckets must be above 0.")
+        require(self.workers >= 0, f"batch.workers={self.workers} must not be negative.")

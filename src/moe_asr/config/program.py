@@ -1,0 +1,138 @@
+"""The configuration of each command, and of training as a whole. No torch here."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig, FeaturesConfig, TokenizerConfig
+from moe_asr.config.model import ChunkConfig, LossConfig, ModelConfig, MoEConfig, Placement, RouterConfig, RouterSoftmax, require
+
+
+class Precision(str, Enum):
+    fp32 = "32-true"
+    bf16 = "bf16-mixed"
+
+
+class Keep(str, Enum):
+    best = "best"
+    last = "last"
+
+
+class OptimizerName(str, Enum):
+    adam = "adam"
+    adamw = "adamw"
+
+
+class LoggerMode(str, Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class OptimConfig:
+    name: OptimizerName = OptimizerName.adamw
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup_steps: int = 500
+    """Optimiser steps of rising learning rate; then it falls with the inverse square root of the step."""
+    clip: float = 5.0
+    """Largest gradient norm."""
+    lr_scale: dict[str, float] = field(default_factory=dict)
+    """Learning rate factors by parameter prefix, e.g. {encoder: 0.1}; the longest matching prefix wins."""
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: Precision = Precision.fp32
+    epochs: int = 10
+    max_steps: int = -1
+    """Stop after so many optimiser steps; -1 = all epochs."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    recover_every: int = 200
+    """Optimiser steps between recovery checkpoints (one is also written after every validation)."""
+    average: int = 5
+    """Checkpoints averaged into the final model."""
+    keep: Keep = Keep.best
+    """Which checkpoints are averaged: the best by dev error, or the last."""
+    threads: int = 0
+    """CPU threads; 0 = torch's own choice."""
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate", "validate_every", "recover_every", "average"):
+            require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass
+class DecodeConfig:
+    mode: str = "ctc_greedy"
+    chunk: int | None = None
+    """Encoder frames (40 ms) per chunk; null = full context."""
+    left: int | None = None
+    """Chunks of left context; null = all."""
+    chunks: list[int] = field(default_factory=list)
+    """Further chunk sizes that every validation and evaluation reports: `val/wer_c16` for 16."""
+    batch: int = 16
+    """Utterances decoded together."""
+
+    def __post_init__(self) -> None:
+        require(self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy.")
+        require(all(c >= 1 for c in [*self.chunks, self.chunk or 1]), "decode.chunk and decode.chunks count frames and must be at least 1.")
+
+
+@dataclass
+class LoggerConfig:
+    mode: LoggerMode = LoggerMode.offline
+    project: str = "moe_asr"
+    group: str = "default"
+    """W&B group of the run; an experiment sets it to its own name."""
+
+
+@dataclass
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    chunk: ChunkConfig = field(default_factory=ChunkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 1
+    init_from: str | None = None
+    """A run or checkpoint whose weights start this one (fine-tuning)."""
+    freeze: list[str] = field(default_factory=list)
+    """Parameter prefixes that stay as they are, e.g. [encoder.embed]."""
+    runs: str = "runs"
+    """Folder of the run directories."""
+    name: str | None = None
+    """A readable link to the run directory."""
+
+    def __post_init__(self) -> None:
+        learned = self.moe.placement is not Placement.none
+        require(
+            not (learned and self.moe.top_k == 1 and self.router.softmax is RouterSoftmax.after and self.moe.num_experts > 1),
+            "moe.top_k=1 with router.softmax=after gives every weight the value 1 and the router no gradient; "
+            "write router.softmax=before or moe.top_k=2.",
+        )
+        require(
+            self.loss.ctc_weight == 1.0 or self.model.decoder.layers > 0,
+            "a model without decoders trains on CTC alone: write loss.ctc_weight=1.0 or model.decoder.layers=1.",
+        )
+        require(
+            self.loss.ctc_weight == 1.0 or self.loss.reverse_weight == 0.0 or self.model.decoder.reverse_layers > 0,
+            "loss.reverse_weight above 0 needs a right-to-left decoder: "
+            "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1.",
+        )
