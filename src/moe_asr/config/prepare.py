@@ -1,0 +1,87 @@
+"""Options of `moe-asr prepare`: which corpus, where it lies, what is made of it. No torch here."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from moe_asr.config.model import require
+
+
+class Corpus(StrEnum):
+    synthetic = "synthetic"
+    fsdd = "fsdd"
+    speechocean762 = "speechocean762"
+    librispeech = "librispeech"
+    aishell = "aishell"
+    kaldi = "kaldi"
+    jsonl = "jsonl"
+
+
+@dataclass
+class FsddConfig:
+    """Connected-digit strings composed of one speaker's isolated digits, one fold per held-out speaker."""
+
+    train_strings: int = 3000
+    dev_strings: int = 300
+    test_strings: int = 500
+    min_digits: int = 1
+    max_digits: int = 7
+    min_gap: float = 0.02
+    """Shortest pause between two digits, in seconds."""
+    max_gap: float = 0.25
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.min_digits <= self.max_digits,
+            f"fsdd.min_digits={self.min_digits} must lie between 1 and fsdd.max_digits={self.max_digits}.",
+        )
+        require(
+            0 <= self.min_gap <= self.max_gap,
+            f"fsdd.min_gap={self.min_gap} must lie between 0 and fsdd.max_gap={self.max_gap}.",
+        )
+        require(
+            min(self.train_strings, self.dev_strings, self.test_strings) >= 1,
+            "fsdd.train_strings, fsdd.dev_strings and fsdd.test_strings must be at least 1.",
+        )
+
+
+@dataclass
+class Speechocean762Config:
+    dev_speakers: int = 20
+    """Drawn from the train half, in proportion to gender and age, where no manifest.jsonl names them."""
+
+    def __post_init__(self) -> None:
+        require(self.dev_speakers >= 1, "speechocean762.dev_speakers must be at least 1.")
+
+
+@dataclass
+class KaldiConfig:
+    audio_root: str | None = None
+    """Where relative paths of wav.scp start; null = the data dir, the folder above it or the current one."""
+
+
+@dataclass
+class PrepareConfig:
+    corpus: Corpus = Corpus.fsdd
+    source: str = ""
+    """Where the corpus lies: a folder, or for jsonl also a file."""
+    out: str | None = None
+    """Folder of the prepared corpus; null = data/<corpus>."""
+    overwrite: bool = False
+    """Replace what was prepared there with other options."""
+    lower: bool = False
+    """Write transcripts in lower case (fsdd, speechocean762 and librispeech always are)."""
+    decode_check: bool = True
+    """Decode everything once, so that no damaged file stops a training run; false = trust the headers."""
+    workers: int = 0
+    """Threads that read audio; 0 = one per core."""
+    seed: int = 1
+    fsdd: FsddConfig = field(default_factory=FsddConfig)
+    speechocean762: Speechocean762Config = field(default_factory=Speechocean762Config)
+    kaldi: KaldiConfig = field(default_factory=KaldiConfig)
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 0, f"workers={self.workers} must not be negative; 0 = one per core.")
+
+    @property
+    def folder(self) -> str:
+        return self.out or f"data/{self.corpus.value}"
