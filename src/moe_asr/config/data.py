@@ -21,6 +21,11 @@ class TokenizerConfig:
     """Word pieces, for unit=bpe only."""
 
 
+class Window(str, Enum):
+    povey = "povey"
+    hamming = "hamming"
+
+
 @dataclass
 class FeaturesConfig:
     """Kaldi-compatible log-mel filter bank."""
@@ -29,6 +34,9 @@ class FeaturesConfig:
     mel_bins: int = 80
     frame_length_ms: float = 25.0
     frame_shift_ms: float = 10.0
+    window: Window = Window.povey
+    cmvn_utterances: int = 5000
+    """Training utterances, drawn by seed, that the global mean and variance are estimated from."""
     dither: float = 0.0
     """Standard deviation of the noise added to 16-bit samples, in training only, keyed by utterance and epoch."""
 
@@ -41,6 +49,8 @@ class AugmentConfig:
     """Speed factors drawn with equal probability (pitch changes with them); [1.0] = off."""
     gain_db: float = 0.0
     """Loudness is changed by a uniform draw from [-gain_db, gain_db]."""
+    mask_value: float = 0.0
+    """What masked features become, in raw log-mel before CMVN. The reference's 0 is neither silence nor the mean."""
     time_masks: int = 2
     time_mask_frames: int = 50
     """Longest SpecAugment time mask, in feature frames of 10 ms."""
@@ -58,6 +68,11 @@ class AugmentConfig:
         require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds needs at least one factor above 0; [1.0] turns it off.")
 
 
+class ErrorUnit(str, Enum):
+    word = "word"
+    char = "char"
+
+
 @dataclass
 class DataConfig:
     """A corpus made by `moe-asr prepare`: a folder with one manifest of lhotse cuts per split."""
@@ -71,6 +86,8 @@ class DataConfig:
     """Splits; each of `test` is a test set of its own in the results."""
     normalizer: str = "none"
     """How hypotheses and references are normalised before scoring; see `moe_asr.measure.normalize`."""
+    error_unit: ErrorUnit = ErrorUnit.word
+    """Which error rate selects checkpoints and is printed first; with phone targets a word is a phone."""
     min_seconds: float = 0.1
     max_seconds: float = 30.0
     """Utterances outside are left out of training, and listed."""

@@ -22,6 +22,13 @@ class OptimizerName(str, Enum):
     adamw = "adamw"
 
 
+class Schedule(str, Enum):
+    inverse_sqrt = "inverse_sqrt"
+    """After the warm-up the rate falls with the inverse square root of the step (the U2++ recipes)."""
+    linear = "linear"
+    """After the warm-up the rate falls linearly to 0 at the last step; the better choice for short runs."""
+
+
 class LoggerMode(str, Enum):
     offline = "offline"
     online = "online"
@@ -34,8 +41,9 @@ class OptimConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-2
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    schedule: Schedule = Schedule.inverse_sqrt
     warmup_steps: int = 500
-    """Optimiser steps of rising learning rate; then it falls with the inverse square root of the step."""
+    """Optimiser steps of rising learning rate."""
     clip: float = 5.0
     """Largest gradient norm."""
     lr_scale: dict[str, float] = field(default_factory=dict)
@@ -90,6 +98,8 @@ class DecodeConfig:
 class LoggerConfig:
     mode: LoggerMode = LoggerMode.offline
     project: str = "moe_asr"
+    every: int = 10
+    """Optimiser steps between rows of training metrics."""
     group: str = "default"
     """W&B group of the run; an experiment sets it to its own name."""
 

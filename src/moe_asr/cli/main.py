@@ -1,0 +1,122 @@
+"""The console script `moe-asr`: one grammar for every command, nothing heavy imported before it is needed."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+from moe_asr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Command:
+    usage: str
+    does: str
+    positionals: tuple[str, ...] = ()
+    """Option that each plain word fills; a last one ending in ``...`` takes all the rest."""
+    sweeps: bool = False
+
+
+COMMANDS = {
+    "prepare": Command("CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")),
+    "train": Command("", "train a model; -m runs a grid", sweeps=True),
+    "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
+    "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
+    "inspect": Command("", "the model as a table, without training it"),
+    "score": Command("HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")),
+}
+
+
+def usage() -> str:
+    width = max(len(f"{name} {c.usage}") for name, c in COMMANDS.items())
+    lines = [f"  {f'{name} {command.usage}':<{width}}  {command.does}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "moe-asr COMMAND [PATH...] [key=value...] [-m] [--help] [--debug]",
+            "",
+            *lines,
+            "",
+            "moe-asr COMMAND --help lists the options of a command. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
+        ]
+    )
+
+
+def command_help(name: str, schema: type) -> str:
+    from moe_asr.config.compose import groups, option_help
+
+    command = COMMANDS[name]
+    rows = list(option_help(schema))
+    lines = [f"moe-asr {name} {command.usage} [key=value...]", "", command.does, ""]
+    if command.sweeps:
+        lines += ["Groups:", *(f"  {group}={'|'.join(options)}" for group, options in groups().items()), ""]
+    lines += ["Options:", *(f"  {f'{key}={value}':<42} {doc}".rstrip() for key, value, doc in rows)]
+    return "\n".join(lines)
+
+
+def split_words(name: str, words: list[str]) -> tuple[list[str], dict[str, object]]:
+    """Separates key=value words from plain ones, which fill the command's positional options in order."""
+    overrides = [word for word in words if "=" in word]
+    plain = [word for word in words if "=" not in word]
+    values: dict[str, object] = {}
+    for option in COMMANDS[name].positionals:
+        if option.endswith("..."):
+            if plain:
+                values[option[:-3]] = plain
+            plain = []
+        elif plain:
+            values[option] = plain.pop(0)
+    if plain:
+        raise InputError(f"'{plain[0]}' is one word too many; write: moe-asr {name} {COMMANDS[name].usage} [key=value...].")
+    return overrides, values
+
+
+def dispatch(words: list[str]) -> int:
+    flags = [word for word in words if word.startswith("-") and word != "-"]
+    words = [word for word in words if word not in flags]
+    for flag in flags:
+        if flag not in ("-m", "--multirun", "--help", "-h", "--debug"):
+            raise InputError(f"There is no flag {flag}; options are written key=value (see moe-asr --help).")
+    wants_help = bool({"--help", "-h"} & set(flags))
+    if not words:
+        print(usage())
+        return 0 if wants_help else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        from moe_asr.config.compose import closest
+
+        raise InputError(f"There is no command {name}{closest(name, list(COMMANDS))} See moe-asr --help.")
+    command = importlib.import_module(f"moe_asr.cli.{name}")
+    if wants_help:
+        print(command_help(name, command.CONFIG))
+        return 0
+    overrides, positionals = split_words(name, rest)
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    if multirun and not COMMANDS[name].sweeps:
+        raise InputError(f"moe-asr {name} runs one job at a time: leave out -m.")
+    from moe_asr.config.compose import compose_config, sweep, to_plain, to_typed
+
+    if multirun:
+        sweep(name, command.CONFIG, overrides, command.run)
+        return 0
+    config = compose_config(name, command.CONFIG, overrides)
+    if positionals:
+        config = to_typed(command.CONFIG, {**to_plain(config), **positionals})
+    command.run(config)
+    return 0
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    try:
+        sys.exit(dispatch(words))
+    except InputError as error:
+        if "--debug" in words:
+            raise
+        print(f"moe-asr: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("moe-asr: interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""From the command line to typed Python: YAML groups, overrides and schemas go in, a dataclass comes out.
+
+After `compose_config` the program holds dataclasses only. Everything a user can misspell is refused here with one
+sentence that names the closest right word.
+"""
+
+import dataclasses
+import difflib
+import enum
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from moe_asr.errors import InputError
+
+C = TypeVar("C")
+
+
+def config_folder() -> Path:
+    """The YAML files: inside an installed wheel, else beside `src` in a checkout."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "configs", package.parents[1] / "configs") if folder.is_dir())
+
+
+def option_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema, nodes included: "optim", "optim.lr", ..."""
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        yield prefix + field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from option_keys(typing.cast(type, hints[field.name]), f"{prefix}{field.name}.")
+
+
+def groups() -> dict[str, list[str]]:
+    """Config groups and their options, e.g. {"model": ["u2pp_tiny", ...]}."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(config_folder().iterdir())
+        if folder.is_dir()
+    }
+
+
+def closest(word: str, candidates: list[str]) -> str:
+    """``"; did you mean X?"`` or nothing; a key is also found by its last part alone (``placment`` -> moe.placement)."""
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
+    if not near:
+        by_leaf = {key.rpartition(".")[2]: key for key in candidates}
+        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), 1, 0.7)]
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def check_override(override: str, schema: type, grouped: bool) -> None:
+    """Refuses an override whose key or group option does not exist."""
+    key, equals, value = override.lstrip("+~").partition("=")
+    if not equals and not override.startswith("~"):
+        raise InputError(f"'{override}' is not of the form key=value.")
+    key = key.partition("@")[0]
+    known, keys = (groups() if grouped else {}), list(option_keys(schema))
+    if key in known and key not in ("hydra",):
+        for option in value.split(","):
+            if option not in known[key] and option not in ("null", ""):
+                raise InputError(f"{key}={option} does not exist{closest(option, known[key])} There are: {', '.join(known[key])}.")
+        return
+    free_form = any(key.startswith(f"{k}.") for k in keys if typing.get_origin(_hint(schema, k)) is dict)
+    if key not in keys and not free_form and not key.startswith("hydra"):
+        raise InputError(f"There is no option {key}{closest(key, [*keys, *known])}")
+
+
+def _hint(schema: type, key: str) -> Any:
+    kind: Any = schema
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind)[part]
+    return kind
+
+
+def to_typed(schema: type[C], values: DictConfig | dict[str, Any]) -> C:
+    """Checks plain values against a dataclass and builds it (with its `__post_init__` checks)."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return typing.cast(C, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(explain(error, schema)) from error
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A typed config as plain dicts, lists, numbers and strings (enums by name): for YAML, checkpoints and hashing."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return typing.cast(dict[str, Any], plain)
+
+
+def explain(error: Exception, schema: type) -> str:
+    """One sentence for what OmegaConf or Hydra found wrong."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
+    text = (str(getattr(cause, "msg", None) or cause)).strip().splitlines()[0]
+    if "not in" in text and "Key" in text or key and key not in set(option_keys(schema)):
+        return f"There is no option {key}{closest(key, list(option_keys(schema)))}"
+    if key in set(option_keys(schema)):
+        hint = _hint(schema, key)
+        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+            return f"{key}: {text.rstrip('.')}; it is one of {', '.join(m.name for m in hint)}."
+    return f"{key}: {text}" if key else text
+
+
+def compose_config(command: str, schema: type[C], overrides: list[str]) -> C:
+    """Composes `configs/<command>.yaml` with the overrides and returns it as a typed `schema`.
+
+    Raises InputError for an unknown option, group choice or value, a grid without ``-m``, and contradictory options.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        check_override(override, schema, grouped=True)
+    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    try:
+        with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            composed = compose(command, overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, schema)) from error
+    if composed.hydra.sweeper.params:
+        grid = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
+        raise InputError(f"This is a grid ({grid}): add -m to run all of it.")
+    return to_typed(schema, without_hydra(composed))
+
+
+def without_hydra(composed: DictConfig) -> dict[str, Any]:
+    OmegaConf.set_struct(composed, False)
+    composed.pop("hydra", None)
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True, enum_to_str=True))
+    except OmegaConfBaseException as error:
+        raise InputError(str(error).splitlines()[0]) from error
+
+
+def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Callable[[C], None]) -> None:
+    """Runs `job` for every point of a grid (``a=1,2 b=x,y`` or an experiment's own grid) through Hydra's launcher."""
+    import os
+    import sys
+
+    import hydra
+    from hydra.core.config_store import ConfigStore
+
+    for override in overrides:
+        check_override(override, schema, grouped=True)
+    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # our own door phrases the errors
+
+    def task(composed: DictConfig) -> None:
+        job(to_typed(schema, without_hydra(composed)))
+
+    sys.argv = [sys.argv[0], *overrides, "-m"]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(task)()
+    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, schema)) from error
+
+
+def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, default, explanation) of every option, the explanation being the string below the field in its source."""
+    import ast
+    import inspect
+    import textwrap
+
+    tree = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    body = typing.cast(ast.ClassDef, tree).body
+    docs = {
+        first.target.id: second.value.value
+        for first, second in zip(body, body[1:], strict=False)
+        if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name)
+        and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+    }
+    hints = typing.get_type_hints(schema)
+    default = schema()
+    for field in dataclasses.fields(schema):
+        value, hint = getattr(default, field.name), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from option_help(typing.cast(type, hint), f"{prefix}{field.name}.")
+            continue
+        doc = " ".join(str(docs.get(field.name, "")).split())
+        if isinstance(value, enum.Enum):
+            doc = f"{doc} [{'|'.join(m.name for m in type(value))}]".strip()
+            value = value.name
+        yield prefix + field.name, "null" if value is None else str(value), doc

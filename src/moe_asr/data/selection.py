@@ -1,0 +1,77 @@
+"""Which utterances can be trained on: everything left out is counted and listed by id, never dropped silently."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lhotse.cut import Cut
+
+from moe_asr.config.data import AugmentConfig, DataConfig, FeaturesConfig, TokenUnit
+from moe_asr.features.fbank import feature_length
+from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.modules.subsampling import subsampled_length
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An utterance that was left out, or that needs to be known about."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+def target_text(cut: Cut, unit: TokenUnit) -> str:
+    """What a model learns and is scored on: the words of an utterance, or its phones."""
+    if not cut.supervisions:
+        return ""
+    supervisions = cut.supervisions
+    if unit is TokenUnit.phone:
+        parts = [str((s.custom or {}).get("phones", "")) for s in supervisions]
+    else:
+        parts = [s.text or "" for s in supervisions]
+    return " ".join(" ".join(parts).split())
+
+
+def ctc_frames_needed(tokens: Sequence[int]) -> int:
+    """Frames the shortest CTC path of a token sequence takes: a blank must separate repeated tokens."""
+    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+
+
+def select_for_training(
+    cuts: Sequence[Cut], tokenizer: Tokenizer, data: DataConfig, features: FeaturesConfig, augment: AugmentConfig
+) -> tuple[list[Cut], list[list[int]], list[Problem]]:
+    """The usable utterances with their tokens, and the others with the reason each is left out.
+
+    The limits hold for every speed that augmentation may draw, so a batch never meets an utterance it cannot use.
+    """
+    usable: list[Cut] = []
+    tokens_of: list[list[int]] = []
+    problems: list[Problem] = []
+    for cut in cuts:
+        text = target_text(cut, tokenizer.unit)
+        tokens = tokenizer.encode(text)
+        samples = int(cut.duration / max(augment.speeds) * features.sample_rate)
+        frames = subsampled_length(feature_length(samples, features) - augment.trim_frames)
+        outside = tokenizer.unknown(text)
+        if not tokens:
+            problems.append(Problem(cut.id, "no text"))
+        elif outside:
+            problems.append(Problem(cut.id, "outside the tokenizer", " ".join(sorted(outside))))
+        elif not data.min_seconds <= cut.duration <= data.max_seconds:
+            problems.append(Problem(cut.id, "too short or too long", f"{cut.duration:.2f} s"))
+        elif len(tokens) > data.max_tokens:
+            problems.append(Problem(cut.id, "too many tokens", f"{len(tokens)} tokens"))
+        elif frames < ctc_frames_needed(tokens):
+            detail = f"{frames} frames at the highest speed for {ctc_frames_needed(tokens)}"
+            problems.append(Problem(cut.id, "too short for CTC", detail))
+        else:
+            usable.append(cut)
+            tokens_of.append(tokens)
+    return usable, tokens_of, problems
+
+
+def summary(problems: Sequence[Problem], total: int) -> str:
+    """One line, e.g. "3 of 2000 utterances left out (2 no text, 1 too short for CTC)"."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).most_common())
+    return f"{len(problems)} of {total} utterances left out ({reasons})"

@@ -1,0 +1,134 @@
+"""The run directory: named by the hash of its configuration, so the same command finds the same run again.
+
+config.yaml        the resolved configuration
+environment.json   commit, versions, machine
+problems.jsonl     utterances left out, with the reason
+metrics.csv        step, metric, value
+ledger.jsonl       the utterances, features (checksum) and chunk of every batch, in order
+checkpoints/       weights at validations; recovery.pt to go on from; model.pt is the final, averaged model
+results.json       what was measured, once the run is done
+hypotheses/        per test set, a line per utterance
+wandb/             the W&B run
+"""
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from moe_asr.errors import InputError
+
+NOT_PART_OF_THE_RUN = ("name", "runs", "logger")
+"""Options that change nothing about the trained model, and hence not the run's directory."""
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Ten hex digits of the plain configuration, without what does not affect the model or its results."""
+    kept = {key: value for key, value in config.items() if key not in NOT_PART_OF_THE_RUN}
+    kept["trainer"] = {k: v for k, v in config["trainer"].items() if k not in ("progress",)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def write_atomically(path: Path, write: Any, mode: str = "w") -> None:
+    """Calls `write(file)` on a temporary neighbour and renames it: a killed run leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open(mode) as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    path: Path
+
+    @property
+    def recovery(self) -> Path:
+        return self.path / "checkpoints" / "recovery.pt"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "checkpoints" / "model.pt"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+
+def open_run(config: dict[str, Any]) -> RunDirectory:
+    """Creates the directory of a configuration, or finds it again; `name` becomes a link to it."""
+    root = Path(config["runs"])
+    try:
+        run = RunDirectory(root / config_hash(config))
+        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if config["name"]:
+            link(root / config["name"], run.path)
+    except OSError as error:
+        raise InputError(f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER.") from error
+    return run
+
+
+def link(name: Path, target: Path) -> None:
+    if name.exists() and not name.is_symlink():
+        raise InputError(f"{name} exists and is not a link to a run; choose another name=.")
+    temporary = name.with_name(f".{name.name}.link")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, name.parent))
+    temporary.replace(name)
+
+
+def git_commit() -> str | None:
+    """The commit of the program's checkout, with "-dirty" when it has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def environment() -> dict[str, Any]:
+    packages = ("moe-asr", "torch", "torchaudio", "pytorch-lightning", "lhotse", "numpy", "jiwer")
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+class AppendLog:
+    """A text file that only grows, and that can be cut back to where a recovery checkpoint knew it."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(offset)
+        self.file: TextIO = path.open("a", newline="")
+
+    def offset(self) -> int:
+        """Bytes safely on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def write_rows(self, rows: Iterable[Iterable[object]]) -> None:
+        csv.writer(self.file, lineterminator="\n").writerows(rows)
+
+    def write_json(self, value: Any) -> None:
+        self.file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        self.file.close()

@@ -1,0 +1,175 @@
+"""The LightningModule: one optimiser step, one validation, and what is written down about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lhotse.cut import Cut
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from moe_asr.analysis.load import ExpertLoad, load_metrics
+from moe_asr.config.program import TrainConfig
+from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, TrainingBatches, checksum
+from moe_asr.data.epoch_plan import EpochPlan, group_sizes
+from moe_asr.data.selection import Problem, target_text
+from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.measure.errors import EditCounts, count_edits
+from moe_asr.measure.normalize import normalizer
+from moe_asr.models.u2pp import AsrModel, draw_chunking
+from moe_asr.randomness import key_seed, torch_rng
+from moe_asr.runs.directory import AppendLog
+from moe_asr.tensors import Chunking
+from moe_asr.training.optimisation import gradient_norms, make_optimizer, set_learning_rate
+from moe_asr.training.schedule import Segment, steps_of
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Usable training utterances with their tokens, their plan, and the dev utterances."""
+
+    cuts: Sequence[Cut]
+    tokens: Sequence[Sequence[int]]
+    plan: EpochPlan
+    dev: Sequence[Cut]
+
+
+class AsrTraining(pl.LightningModule):
+    """Trains an AsrModel over `segments`; Lightning's epoch counter is the index of the segment.
+
+    ledger: receives a line per batch with its utterances, the checksum of its features and its chunking: the proof
+    that a resumed run, or another model of the same seed, saw the same data.
+    """
+
+    def __init__(
+        self,
+        model: AsrModel,
+        tokenizer: Tokenizer,
+        config: TrainConfig,
+        data: TrainingData,
+        segments: Sequence[Segment],
+        ledger: AppendLog,
+        optimizer_state: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.config, self.data = model, tokenizer, config, data
+        self.segments, self.ledger, self.optimizer_state = segments, ledger, optimizer_state
+        self.normalize = normalizer(config.data.normalizer)
+        self.total_steps = segments[-1].first_step + steps_of(
+            segments[-1].stop - segments[-1].start, config.trainer.accumulate
+        )
+        self.step = 0
+        self.dev_error: float | None = None
+        self.problems: list[Problem] = []
+
+    @property
+    def segment(self) -> Segment:
+        return self.segments[self.trainer.current_epoch]
+
+    # Data
+
+    def train_dataloader(self) -> DataLoader[LoadedBatch]:
+        segment, batch = self.segment, self.config.batch
+        planned = self.data.plan.batches(segment.epoch, self.trainer.global_rank)
+        groups = group_sizes(planned, self.config.trainer.accumulate)
+        plans = [PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)]
+        dataset = TrainingBatches(
+            self.data.cuts, self.data.tokens, plans, self.config.features, self.config.augment, self.config.seed
+        )
+        return DataLoader(dataset, batch_size=None, num_workers=batch.workers)
+
+    def val_dataloader(self) -> list[DataLoader[LoadedBatch]]:
+        if not self.segment.validate:
+            return []
+        dataset = EvaluationBatches(self.data.dev, self.config.features, self.config.decode.batch)
+        return [DataLoader(dataset, batch_size=None, num_workers=self.config.batch.workers)]
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self.model, self.config.optim)
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+            self.optimizer_state = None
+        return optimizer
+
+    def on_train_epoch_start(self) -> None:
+        self.step = self.segment.first_step
+        self.parts: dict[str, Tensor] = {}
+
+    def training_step(self, loaded: LoadedBatch, batch_idx: int) -> dict[str, Any]:
+        plan, batch = loaded.plan, loaded.batch
+        assert plan is not None
+        self.problems += loaded.problems
+        if batch is None:
+            self.ledger.write_json({"epoch": plan.epoch, "batch": plan.index, "utterances": []})
+            return {"loss": sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), "routing": ()}
+        place = (self.config.seed, plan.epoch, plan.index, self.global_rank)
+        frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
+        chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
+        torch.manual_seed(key_seed("dropout", *place))
+        losses, routing = self.model(batch, chunking)
+        # Every utterance of the optimiser step weighs the same, however its group was cut into micro-batches.
+        share = len(batch.ids) / plan.group_utterances
+        for name, value in {"loss": losses.total, **{f"loss_{n}": v for n, v in losses.parts.items()}}.items():
+            self.parts[name] = self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+        self.ledger.write_json(
+            {
+                "epoch": plan.epoch,
+                "batch": plan.index,
+                "utterances": batch.ids,
+                "features": checksum(batch.features.cpu()),
+                "chunk": chunking.size,
+                "left": chunking.left,
+            }
+        )
+        return {"loss": losses.total * share * self.config.trainer.accumulate, "routing": routing}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        """Sets the learning rate, logs gradient norms, clips; a step whose norm is not finite changes nothing."""
+        self.step += 1
+        lr = set_learning_rate(optimizer, self.config.optim, self.step, self.total_steps)
+        due = self.step % self.config.logger.every == 0 or self.step == 1
+        norms = gradient_norms(self.model) if due else {}
+        total = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        if not torch.isfinite(total):
+            optimizer.zero_grad(set_to_none=True)
+            self.log_metrics({"train/skipped_step": 1.0})
+        if due:
+            self.log_metrics(
+                {f"train/{name}": float(value) for name, value in self.parts.items()}
+                | {"train/lr": lr, "grad_norm/all": float(total)}
+                | {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
+            )
+        self.last_loss = self.parts.get("loss")
+        self.parts = {}
+
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.step)
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        sizes = [self.config.decode.chunk, *self.config.decode.chunks]
+        self.edits: dict[int | None, EditCounts] = {size: EditCounts() for size in sizes}
+        self.load: ExpertLoad = {}
+
+    def validation_step(self, loaded: LoadedBatch, batch_idx: int) -> None:
+        self.problems += loaded.problems
+        unreadable = {problem.id for problem in loaded.problems}
+        if loaded.batch is None:
+            return
+        batch = loaded.batch
+        references = {cut.id: cut for cut in self.data.dev if cut.id in set(batch.ids) and cut.id not in unreadable}
+        for size in self.edits:
+            encoded = self.model.encode(batch.features, batch.feature_lengths, Chunking(size, self.config.decode.left))
+            hypotheses = ctc_greedy(self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths)
+            for utterance, hypothesis in zip(batch.ids, hypotheses, strict=True):
+                reference = target_text(references[utterance], self.tokenizer.unit)
+                self.edits[size] += count_edits(
+                    self.normalize(reference), self.normalize(self.tokenizer.decode(hypothesis.tokens))
+                )
