@@ -66,6 +66,10 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds needs at least one factor above 0; [1.0] turns it off.")
+        counts = ("time_masks", "time_mask_frames", "mel_masks", "mel_mask_bins", "substitutions", "substitution_frames", "trim_frames")
+        for name in (*counts, "gain_db"):
+            require(getattr(self, name) >= 0, f"augment.{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        require(0 <= self.time_mask_share <= 1, f"augment.time_mask_share={self.time_mask_share} must lie between 0 and 1.")
 
 
 class ErrorUnit(str, Enum):
