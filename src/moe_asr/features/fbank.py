@@ -24,7 +24,7 @@ class LogMel(nn.Module):
 
     Feature frame t depends on samples [160 t, 160 t + 400) only (at 16 kHz). Hence a stream yields the
     features of the whole utterance: turn `samples_needed(n)` samples into n feature frames, then drop the
-    first 160 n samples. The tables are no part of the state dict. `dtype` is the type of samples and features.
+    first 160 n samples. The tables are no part of the state dict. `dtype` is that of samples and features.
     Raises InputError where a mel filter would hold no frequency of the spectrum.
     """
 
