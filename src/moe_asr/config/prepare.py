@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from moe_asr.config.model import require
+from moe_asr.config.synthetic import SyntheticConfig
 
 
 class Corpus(StrEnum):
@@ -65,7 +66,7 @@ class PrepareConfig:
     source: str = ""
     """Where the corpus lies: a folder, or for jsonl also a file."""
     out: str | None = None
-    """Folder of the prepared corpus; null = data/<corpus>."""
+    """Folder of the prepared corpus; null = data/<corpus>, or data/<recipe> for synthetic."""
     overwrite: bool = False
     """Replace what was prepared there with other options."""
     lower: bool = False
@@ -75,6 +76,7 @@ class PrepareConfig:
     workers: int = 0
     """Threads that read audio; 0 = one per core."""
     seed: int = 1
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     fsdd: FsddConfig = field(default_factory=FsddConfig)
     speechocean762: Speechocean762Config = field(default_factory=Speechocean762Config)
     kaldi: KaldiConfig = field(default_factory=KaldiConfig)
@@ -84,4 +86,7 @@ class PrepareConfig:
 
     @property
     def folder(self) -> str:
-        return self.out or f"data/{self.corpus.value}"
+        return (
+            self.out
+            or f"data/{self.synthetic.recipe.value if self.corpus is Corpus.synthetic else self.corpus.value}"
+        )

@@ -50,6 +50,8 @@ class Card:
     normalizer: str = ""
     """What was done to the transcripts on the way in."""
     notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Utterances by reason; each is listed in problems.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def building(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             raise InputError(f"{folder} exists and is no prepared corpus; choose another out=DIR.")
         if not overwrite:
             raise InputError(
-                f"{folder} was prepared with other options; write overwrite=true to replace it or another out=DIR."
+                f"{folder} was prepared with other options; write overwrite=true to replace it, or out=DIR."
             )
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Reading audio: what libsndfile knows (wav, flac, ogg/opus, mp3, ...) -> mono float32 at one sampling rate."""
+"""Reading audio: what libsndfile knows (wav, flac, ogg/opus, mp3) -> mono float32 at one sampling rate."""
 
 import math
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def read_audio(
     """Reads `duration` seconds (None = to the end) from `start`; averages channels, resamples other rates.
 
     sample_rate: of the result, in Hz; None = as stored. Silence is allowed. Raises InputError for a file that
-    is missing, not audio, empty, damaged (ends before its header says), not finite, or without the wanted part.
+    is missing, not audio, empty, damaged (shorter than its header says), not finite, or lacks that part.
     """
     name = str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the audio stream"))
     with _open(source) as file:

@@ -1,0 +1,146 @@
+"""`moe-asr prepare`: a corpus on disk -> a prepared corpus (see `moe_asr.data.manifest`)."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lhotse.cut import Cut
+
+from moe_asr.config.prepare import Corpus, PrepareConfig
+from moe_asr.data import prepare_layouts as layouts
+from moe_asr.data.manifest import (
+    Card,
+    building,
+    config_hash,
+    read_card,
+    write_card,
+    write_problems,
+    write_split,
+)
+from moe_asr.data.prepare_audit import Audit
+from moe_asr.data.prepare_fsdd import fsdd
+from moe_asr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Summary:
+    folder: Path
+    card: Card
+    made: bool
+    """False = the folder already held this corpus, prepared with the same options."""
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        sizes = [f"{name} {s.utterances} ({s.hours:.2f} h)" for name, s in self.card.splits.items()]
+        shown = ", ".join(sizes[:8]) + (f", ... ({len(sizes)} splits)" if len(sizes) > 8 else "")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.card.left_out.items())
+        left_out = (
+            f"left out {sum(self.card.left_out.values())} ({reasons}: problems.jsonl)"
+            if reasons
+            else "all usable"
+        )
+        place = f"{self.folder}{'' if self.made else ' (already prepared)'}"
+        return "; ".join([f"{place}: {shown}", left_out, *self.card.notes])
+
+
+Read = Callable[[PrepareConfig, Audit, Path], Mapping[str, Iterable[Cut]]]
+
+
+def _items(layout: Callable[[PrepareConfig], Mapping[str, layouts.Items]]) -> Read:
+    return lambda config, audit, _: {split: audit.cuts(items) for split, items in layout(config).items()}
+
+
+def _convert(
+    read: Read, config: PrepareConfig, licence: str = "", lower: bool = False, normalizer: str = "as given"
+) -> Summary:
+    """Reads a corpus that lies on disk, audits it and writes what is usable.
+
+    read: gives the cuts of each split; may write audio of its own into the (unfinished) folder.
+    """
+    if not config.source:
+        raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
+    source, folder, lower = Path(config.source).absolute(), Path(config.folder), lower or config.lower
+    if not source.exists():
+        raise InputError(
+            f"source={config.source} does not exist; give the place where the corpus was unpacked."
+        )
+    options = _options(config, source)
+    if (folder / "corpus.json").is_file() and not config.overwrite:
+        card = read_card(folder)
+        if card.config_hash == config_hash(options):
+            return Summary(folder, card, made=False)
+    audit = Audit(config.decode_check, config.workers, lower)
+    with building(folder, config.overwrite) as unfinished:
+        sizes = {
+            name: write_split(unfinished, name, c) for name, c in read(config, audit, unfinished).items()
+        }
+        empty = [name for name, size in sizes.items() if not size.utterances]
+        if len(empty) == len(sizes):
+            first = (
+                f"; the first of {len(audit.problems)}: {audit.problems[0].detail}" if audit.problems else ""
+            )
+            raise InputError(f"{source} has no usable utterance, check source= and the corpus{first}.")
+        for name in empty:
+            (unfinished / f"{name}.jsonl.gz").unlink()
+        notes = [f"{name} has no usable utterance" for name in empty]
+        if audit.multichannel:
+            notes.append(
+                f"{audit.multichannel} utterances have several channels, which are averaged when read"
+            )
+        card = Card(
+            name=config.corpus.value,
+            source=str(source),
+            splits={name: size for name, size in sizes.items() if size.utterances},
+            config=options,
+            config_hash=config_hash(options),
+            licence=licence or "that of the corpus",
+            normalizer=f"{normalizer}, white space joined" + (", lower case" if lower else ""),
+            notes=tuple(notes),
+            left_out=dict(sorted(Counter(problem.reason for problem in audit.problems).items())),
+        )
+        write_problems(unfinished, audit.problems)
+        write_card(unfinished, card)
+    return Summary(folder, card, made=True)
+
+
+def _options(config: PrepareConfig, source: Path) -> dict[str, Any]:
+    """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
+    options = dataclasses.asdict(config)
+    kept = ("seed", "lower", "decode_check", config.corpus.value)
+    return {"corpus": config.corpus.value, "source": str(source)} | {
+        k: options[k] for k in kept if k in options
+    }
+
+
+PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
+    Corpus.fsdd: partial(_convert, fsdd, licence="CC BY-SA 4.0", lower=True),
+    Corpus.speechocean762: partial(
+        _convert, _items(layouts.speechocean762), licence="free for any use (OpenSLR 101)", lower=True
+    ),
+    Corpus.librispeech: partial(_convert, _items(layouts.librispeech), licence="CC BY 4.0", lower=True),
+    Corpus.aishell: partial(
+        _convert,
+        _items(layouts.aishell),
+        licence="Apache-2.0 (OpenSLR 33)",
+        normalizer="Unicode NFKC, spaces removed",
+    ),
+    Corpus.kaldi: partial(_convert, _items(layouts.kaldi)),
+    Corpus.jsonl: partial(_convert, _items(layouts.jsonl)),
+}
+"""A function for every corpus that can be prepared."""
+
+
+def prepare(config: PrepareConfig) -> Summary:
+    """Makes the corpus, or finds it made with the same options.
+
+    Utterances that cannot be used are listed in problems.jsonl. Raises InputError for a source that is missing
+    or not in the expected layout, if no utterance can be used, or if the folder holds something else.
+    """
+    if config.corpus not in PREPARERS:
+        known = ", ".join(corpus.value for corpus in PREPARERS)
+        raise InputError(f"corpus={config.corpus.value} cannot be prepared; choose {known}.")
+    return PREPARERS[config.corpus](config)
