@@ -17,12 +17,16 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")),
+    "prepare": Command(
+        "CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")
+    ),
     "train": Command("", "train a model; -m runs a grid", sweeps=True),
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
     "inspect": Command("", "the model as a table, without training it"),
-    "score": Command("HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")),
+    "score": Command(
+        "HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")
+    ),
 }
 
 
@@ -65,7 +69,9 @@ def split_words(name: str, words: list[str]) -> tuple[list[str], dict[str, objec
         elif plain:
             values[option] = plain.pop(0)
     if plain:
-        raise InputError(f"'{plain[0]}' is one word too many; write: moe-asr {name} {COMMANDS[name].usage} [key=value...].")
+        raise InputError(
+            f"'{plain[0]}' is one word too many; write: moe-asr {name} {COMMANDS[name].usage} [key=value...]."
+        )
     return overrides, values
 
 
@@ -89,18 +95,17 @@ def dispatch(words: list[str]) -> int:
         print(command_help(name, command.CONFIG))
         return 0
     overrides, positionals = split_words(name, rest)
+    if hasattr(command, "complete"):
+        overrides = command.complete(overrides, *positionals.values())
     multirun = bool({"-m", "--multirun"} & set(flags))
     if multirun and not COMMANDS[name].sweeps:
         raise InputError(f"moe-asr {name} runs one job at a time: leave out -m.")
-    from moe_asr.config.compose import compose_config, sweep, to_plain, to_typed
+    from moe_asr.config.compose import compose_config, sweep
 
     if multirun:
         sweep(name, command.CONFIG, overrides, command.run)
-        return 0
-    config = compose_config(name, command.CONFIG, overrides)
-    if positionals:
-        config = to_typed(command.CONFIG, {**to_plain(config), **positionals})
-    command.run(config)
+    else:
+        command.run(compose_config(name, command.CONFIG, overrides, positionals))
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from moe_asr.errors import InputError
 
@@ -49,7 +49,10 @@ def closest(word: str, candidates: list[str]) -> str:
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not near:
         by_leaf = {key.rpartition(".")[2]: key for key in candidates}
-        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), 1, 0.7)]
+        near = [
+            by_leaf[leaf]
+            for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), 1, 0.7)
+        ]
     return f"; did you mean {near[0]}?" if near else "."
 
 
@@ -63,7 +66,9 @@ def check_override(override: str, schema: type, grouped: bool) -> None:
     if key in known and key not in ("hydra",):
         for option in value.split(","):
             if option not in known[key] and option not in ("null", ""):
-                raise InputError(f"{key}={option} does not exist{closest(option, known[key])} There are: {', '.join(known[key])}.")
+                raise InputError(
+                    f"{key}={option} does not exist{closest(option, known[key])} There are: {', '.join(known[key])}."
+                )
         return
     free_form = any(key.startswith(f"{k}.") for k in keys if typing.get_origin(_hint(schema, k)) is dict)
     if key not in keys and not free_form and not key.startswith("hydra"):
@@ -97,9 +102,11 @@ def explain(error: Exception, schema: type) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key or str(cause).rpartition(' ')[2]} is missing; see --help."
     key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
     text = (str(getattr(cause, "msg", None) or cause)).strip().splitlines()[0]
-    if "not in" in text and "Key" in text or key and key not in set(option_keys(schema)):
+    if ("not in" in text and "Key" in text) or (key and key not in set(option_keys(schema))):
         return f"There is no option {key}{closest(key, list(option_keys(schema)))}"
     if key in set(option_keys(schema)):
         hint = _hint(schema, key)
@@ -108,8 +115,10 @@ def explain(error: Exception, schema: type) -> str:
     return f"{key}: {text}" if key else text
 
 
-def compose_config(command: str, schema: type[C], overrides: list[str]) -> C:
-    """Composes `configs/<command>.yaml` with the overrides and returns it as a typed `schema`.
+def compose_config(
+    command: str, schema: type[C], overrides: list[str], values: dict[str, Any] | None = None
+) -> C:
+    """Composes `configs/<command>.yaml` with the overrides, then `values`, and returns it as a typed `schema`.
 
     Raises InputError for an unknown option, group choice or value, a grid without ``-m``, and contradictory options.
     """
@@ -128,7 +137,7 @@ def compose_config(command: str, schema: type[C], overrides: list[str]) -> C:
     if composed.hydra.sweeper.params:
         grid = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
         raise InputError(f"This is a grid ({grid}): add -m to run all of it.")
-    return to_typed(schema, without_hydra(composed))
+    return to_typed(schema, {**without_hydra(composed), **(values or {})})
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -158,7 +167,9 @@ def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Calla
 
     sys.argv = [sys.argv[0], *overrides, "-m"]
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(
+            task
+        )()
     except (hydra.errors.HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, schema)) from error
 
@@ -174,13 +185,15 @@ def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]
     docs = {
         first.target.id: second.value.value
         for first, second in zip(body, body[1:], strict=False)
-        if isinstance(first, ast.AnnAssign) and isinstance(first.target, ast.Name)
-        and isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant)
+        if isinstance(first, ast.AnnAssign)
+        and isinstance(first.target, ast.Name)
+        and isinstance(second, ast.Expr)
+        and isinstance(second.value, ast.Constant)
     }
     hints = typing.get_type_hints(schema)
-    default = schema()
     for field in dataclasses.fields(schema):
-        value, hint = getattr(default, field.name), hints[field.name]
+        hint = hints[field.name]
+        value = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
         if dataclasses.is_dataclass(hint):
             yield from option_help(typing.cast(type, hint), f"{prefix}{field.name}.")
             continue

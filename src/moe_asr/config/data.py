@@ -1,12 +1,13 @@
 """Options of the data: corpora, features, tokenizer, augmentation, batches. No torch here."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from moe_asr.config.model import require
+from moe_asr.config.score import Unit
 
 
-class TokenUnit(str, Enum):
+class TokenUnit(StrEnum):
     char = "char"
     word = "word"
     bpe = "bpe"
@@ -21,7 +22,7 @@ class TokenizerConfig:
     """Word pieces, for unit=bpe only."""
 
 
-class Window(str, Enum):
+class Window(StrEnum):
     povey = "povey"
     hamming = "hamming"
 
@@ -65,16 +66,28 @@ class AugmentConfig:
     """SpecTrim: at most so many feature frames are cut from the end."""
 
     def __post_init__(self) -> None:
-        require(bool(self.speeds) and min(self.speeds) > 0, "augment.speeds needs at least one factor above 0; [1.0] turns it off.")
-        counts = ("time_masks", "time_mask_frames", "mel_masks", "mel_mask_bins", "substitutions", "substitution_frames", "trim_frames")
+        require(
+            bool(self.speeds) and min(self.speeds) > 0,
+            "augment.speeds needs at least one factor above 0; [1.0] turns it off.",
+        )
+        counts = (
+            "time_masks",
+            "time_mask_frames",
+            "mel_masks",
+            "mel_mask_bins",
+            "substitutions",
+            "substitution_frames",
+            "trim_frames",
+        )
         for name in (*counts, "gain_db"):
-            require(getattr(self, name) >= 0, f"augment.{name}={getattr(self, name)} must not be negative; 0 turns it off.")
-        require(0 <= self.time_mask_share <= 1, f"augment.time_mask_share={self.time_mask_share} must lie between 0 and 1.")
-
-
-class ErrorUnit(str, Enum):
-    word = "word"
-    char = "char"
+            require(
+                getattr(self, name) >= 0,
+                f"augment.{name}={getattr(self, name)} must not be negative; 0 turns it off.",
+            )
+        require(
+            0 <= self.time_mask_share <= 1,
+            f"augment.time_mask_share={self.time_mask_share} must lie between 0 and 1.",
+        )
 
 
 @dataclass
@@ -90,7 +103,7 @@ class DataConfig:
     """Splits; each of `test` is a test set of its own in the results."""
     normalizer: str = "none"
     """How hypotheses and references are normalised before scoring; see `moe_asr.measure.normalize`."""
-    error_unit: ErrorUnit = ErrorUnit.word
+    error_unit: Unit = Unit.word
     """Which error rate selects checkpoints and is printed first; with phone targets a word is a phone."""
     min_seconds: float = 0.1
     max_seconds: float = 30.0
@@ -112,5 +125,8 @@ class BatchConfig:
     """Processes that read and augment."""
 
     def __post_init__(self) -> None:
-        require(self.seconds > 0 and self.utterances > 0 and self.buckets > 0, "batch.seconds, batch.utterances and batch.buckets must be above 0.")
+        require(
+            self.seconds > 0 and self.utterances > 0 and self.buckets > 0,
+            "batch.seconds, batch.utterances and batch.buckets must be above 0.",
+        )
         require(self.workers >= 0, f"batch.workers={self.workers} must not be negative.")

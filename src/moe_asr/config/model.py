@@ -1,18 +1,18 @@
 """Options of the model: encoder, decoders, Mixture of Experts, router and losses. No torch here."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from moe_asr.errors import InputError
 
 
-class Activation(str, Enum):
+class Activation(StrEnum):
     swish = "swish"
     relu = "relu"
     gelu = "gelu"
 
 
-class ConvNorm(str, Enum):
+class ConvNorm(StrEnum):
     layer_norm = "layer_norm"
     batch_norm = "batch_norm"
 
@@ -42,7 +42,10 @@ class EncoderConfig:
     attention_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.width % self.heads == 0, f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}.")
+        require(
+            self.width % self.heads == 0,
+            f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}.",
+        )
         require(self.layers > 0 and self.kernel > 0, "encoder.layers and encoder.kernel must be at least 1.")
         require(
             self.causal or self.kernel % 2 == 1,
@@ -83,7 +86,7 @@ class ModelConfig:
         )
 
 
-class Placement(str, Enum):
+class Placement(StrEnum):
     """Which feed-forward sites are MoE layers."""
 
     none = "none"
@@ -92,7 +95,7 @@ class Placement(str, Enum):
     both = "both"
 
 
-class Sharing(str, Enum):
+class Sharing(StrEnum):
     """Which router serves which site: its own (Switch, U2++ MoE) or one for all of a stack (Omni)."""
 
     per_layer = "per_layer"
@@ -114,7 +117,7 @@ class MoEConfig:
         )
 
 
-class RouterSoftmax(str, Enum):
+class RouterSoftmax(StrEnum):
     before = "before"
     """Over all experts, before the top-k selection: the weights are the raw probabilities of the chosen (Switch)."""
     after = "after"

@@ -1,35 +1,44 @@
 """The configuration of each command, and of training as a whole. No torch here."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig, FeaturesConfig, TokenizerConfig
-from moe_asr.config.model import ChunkConfig, LossConfig, ModelConfig, MoEConfig, Placement, RouterConfig, RouterSoftmax, require
+from moe_asr.config.model import (
+    ChunkConfig,
+    LossConfig,
+    ModelConfig,
+    MoEConfig,
+    Placement,
+    RouterConfig,
+    RouterSoftmax,
+    require,
+)
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     fp32 = "32-true"
     bf16 = "bf16-mixed"
 
 
-class Keep(str, Enum):
+class Keep(StrEnum):
     best = "best"
     last = "last"
 
 
-class OptimizerName(str, Enum):
+class OptimizerName(StrEnum):
     adam = "adam"
     adamw = "adamw"
 
 
-class Schedule(str, Enum):
+class Schedule(StrEnum):
     inverse_sqrt = "inverse_sqrt"
     """After the warm-up the rate falls with the inverse square root of the step (the U2++ recipes)."""
     linear = "linear"
     """After the warm-up the rate falls linearly to 0 at the last step; the better choice for short runs."""
 
 
-class LoggerMode(str, Enum):
+class LoggerMode(StrEnum):
     offline = "offline"
     online = "online"
     disabled = "disabled"
@@ -90,8 +99,13 @@ class DecodeConfig:
     """Utterances decoded together."""
 
     def __post_init__(self) -> None:
-        require(self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy.")
-        require(all(c >= 1 for c in [*self.chunks, self.chunk or 1]), "decode.chunk and decode.chunks count frames and must be at least 1.")
+        require(
+            self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy."
+        )
+        require(
+            all(c >= 1 for c in [*self.chunks, self.chunk or 1]),
+            "decode.chunk and decode.chunks count frames and must be at least 1.",
+        )
 
 
 @dataclass
@@ -133,7 +147,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         learned = self.moe.placement is not Placement.none
         require(
-            not (learned and self.moe.top_k == 1 and self.router.softmax is RouterSoftmax.after and self.moe.num_experts > 1),
+            not (
+                learned
+                and self.moe.top_k == 1
+                and self.router.softmax is RouterSoftmax.after
+                and self.moe.num_experts > 1
+            ),
             "moe.top_k=1 with router.softmax=after gives every weight the value 1 and the router no gradient; "
             "write router.softmax=before or moe.top_k=2.",
         )
@@ -142,7 +161,9 @@ class TrainConfig:
             "a model without decoders trains on CTC alone: write loss.ctc_weight=1.0 or model.decoder.layers=1.",
         )
         require(
-            self.loss.ctc_weight == 1.0 or self.loss.reverse_weight == 0.0 or self.model.decoder.reverse_layers > 0,
+            self.loss.ctc_weight == 1.0
+            or self.loss.reverse_weight == 0.0
+            or self.model.decoder.reverse_layers > 0,
             "loss.reverse_weight above 0 needs a right-to-left decoder: "
             "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1.",
         )

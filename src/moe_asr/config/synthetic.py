@@ -1,12 +1,12 @@
 """Options of the embedded synthetic corpus. No torch here."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from moe_asr.config.model import require
 
 
-class Recipe(str, Enum):
+class Recipe(StrEnum):
     """What the voices say."""
 
     digits = "digits"
@@ -19,7 +19,7 @@ class Recipe(str, Enum):
     """Numbers, dates and times spoken from numerals in several languages; the targets are IPA phones."""
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     auto = "auto"
     """espeak when its extra is installed; without it the digits fall back to formant."""
     espeak = "espeak"
@@ -59,10 +59,19 @@ class SyntheticConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("train_voices", "test_voices", "utterances_per_test_voice", "seen_utterances", "dev_utterances"):
+        for name in (
+            "train_voices",
+            "test_voices",
+            "utterances_per_test_voice",
+            "seen_utterances",
+            "dev_utterances",
+        ):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
         require(self.hours > 0, f"hours={self.hours} of training audio must be above 0.")
-        require(self.dev_voices >= 2, f"dev_voices={self.dev_voices} must be at least 2: a training voice and another.")
+        require(
+            self.dev_voices >= 2,
+            f"dev_voices={self.dev_voices} must be at least 2: a training voice and another.",
+        )
         require(
             self.dev_voices // 2 <= self.train_voices,
             f"half of dev_voices={self.dev_voices} are training voices, of which there are {self.train_voices}; "
@@ -84,9 +93,14 @@ class SyntheticConfig:
             self.engine is not Engine.formant or self.recipe is Recipe.digits,
             f"engine=formant speaks digits only; write recipe=digits, or engine=espeak for recipe={self.recipe.value}.",
         )
-        require(len(set(self.languages)) == len(self.languages) > 0, "languages must name each language once.")
+        require(
+            len(set(self.languages)) == len(self.languages) > 0, "languages must name each language once."
+        )
         for language in [self.language, *self.languages]:
-            require(language in LANGUAGES, f"language {language!r} is not known; choose from {', '.join(LANGUAGES)}.")
+            require(
+                language in LANGUAGES,
+                f"language {language!r} is not known; choose from {', '.join(LANGUAGES)}.",
+            )
         spoken = len(self.languages) if self.recipe is Recipe.multilingual else 1
         fewest = min(self.train_voices, self.test_voices)
         require(

@@ -8,16 +8,17 @@ from typing import Self
 import numpy
 import torch
 from lhotse.cut import Cut
+from moe_asr.models.batch import Batch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from moe_asr.config.data import AugmentConfig, FeaturesConfig
 from moe_asr.data.augmentation import augment_features, augment_samples
-from moe_asr.data.manifest import load_samples
-from moe_asr.data.selection import Problem
+from moe_asr.data.manifest import Problem, load_samples
 from moe_asr.errors import InputError
 from moe_asr.features.fbank import LogMel
-from moe_asr.models.batch import Batch
+from moe_asr.randomness import numpy_rng
 
 
 @dataclass(frozen=True)
@@ -47,49 +48,49 @@ def checksum(features: Tensor) -> str:
     return f"{zlib.crc32(features.contiguous().numpy().tobytes()):08x}"
 
 
-def make_batch(
-    cuts: Sequence[Cut],
-    tokens: Sequence[Sequence[int]],
-    log_mel: LogMel,
-    augment: AugmentConfig | None = None,
-    key: tuple[int, int] | None = None,
-) -> tuple[Batch | None, tuple[Problem, ...]]:
-    """Reads utterances into one padded batch; `augment` with `key` = (seed, epoch) turns augmentation on."""
-    rate = log_mel.config.sample_rate
-    samples: list[Tensor] = []
-    kept: list[int] = []
-    problems = []
+def read_all(cuts: Sequence[Cut], sample_rate: int) -> tuple[dict[int, Tensor], tuple[Problem, ...]]:
+    """Samples (S,) by index of those utterances that can be read, and what is wrong with the others."""
+    samples, problems = {}, []
     for i, cut in enumerate(cuts):
         try:
-            audio = torch.from_numpy(load_samples(cut, rate))
+            samples[i] = torch.from_numpy(load_samples(cut, sample_rate))
         except InputError as error:
             problems.append(Problem(cut.id, "unreadable audio", str(error)))
-            continue
-        if augment is not None and key is not None:
-            audio = augment_samples(audio, rate, augment, ("augment", *key, cut.id))
-        samples.append(audio)
-        kept.append(i)
-    if not kept:
-        return None, tuple(problems)
-    sample_lengths = torch.tensor([len(s) for s in samples])
-    features, feature_lengths = log_mel(torch.nn.utils.rnn.pad_sequence(samples, batch_first=True), sample_lengths)
-    if augment is not None and key is not None:
-        rows = [
-            augment_features(features[row, :length], augment, ("augment", *key, cuts[i].id))
-            for row, (i, length) in enumerate(zip(kept, feature_lengths.tolist(), strict=True))
-        ]
-        feature_lengths = torch.tensor([len(row) for row in rows])
-        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    token_rows = [torch.tensor(tokens[i], dtype=torch.long) for i in kept]
-    batch = Batch(
-        ids=tuple(cuts[i].id for i in kept),
-        features=features,
-        feature_lengths=feature_lengths,
-        tokens=torch.nn.utils.rnn.pad_sequence(token_rows, batch_first=True, padding_value=-1),
-        token_lengths=torch.tensor([len(row) for row in token_rows]),
-        audio_seconds=float(sample_lengths.sum()) / rate,
+    return samples, tuple(problems)
+
+
+def pad(rows: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Tensors of different length -> one padded batch and the lengths (B,)."""
+    return pad_sequence(list(rows), batch_first=True, padding_value=value), torch.tensor(
+        [len(row) for row in rows]
     )
-    return batch, tuple(problems)
+
+
+def make_batch(
+    samples: Sequence[Tensor],
+    tokens: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    log_mel: LogMel,
+    augment: tuple[AugmentConfig, int, int, float] | None = None,
+) -> Batch:
+    """Utterances -> one padded batch; `augment` = (options, seed, epoch, dither) turns augmentation on."""
+    if augment is not None:
+        config, seed, epoch, dither = augment
+        samples = [
+            augment_samples(row, config, numpy_rng("augment", seed, epoch, name), dither)
+            for row, name in zip(samples, ids, strict=True)
+        ]
+    seconds = sum(map(len, samples)) / log_mel.sample_rate
+    features, feature_lengths = log_mel(*pad(samples))
+    if augment is not None:
+        features, feature_lengths = pad(
+            [
+                augment_features(row[:length], config, numpy_rng("augment_features", seed, epoch, name))
+                for row, length, name in zip(features, feature_lengths.tolist(), ids, strict=True)
+            ]
+        )
+    padded_tokens, token_lengths = pad([torch.tensor(row, dtype=torch.long) for row in tokens], value=-1)
+    return Batch(tuple(ids), features, feature_lengths, padded_tokens, token_lengths, seconds)
 
 
 class TrainingBatches(Dataset[LoadedBatch]):
@@ -105,7 +106,7 @@ class TrainingBatches(Dataset[LoadedBatch]):
         seed: int,
     ) -> None:
         self.cuts, self.tokens, self.plans, self.augment, self.seed = cuts, tokens, plans, augment, seed
-        self.log_mel = LogMel(features)
+        self.features, self.log_mel = features, LogMel(features)
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -113,29 +114,39 @@ class TrainingBatches(Dataset[LoadedBatch]):
     def __getitem__(self, position: int) -> LoadedBatch:
         plan = self.plans[position]
         cuts = [self.cuts[i] for i in plan.members]
-        tokens = [self.tokens[i] for i in plan.members]
-        batch, problems = make_batch(cuts, tokens, self.log_mel, self.augment, (self.seed, plan.epoch))
+        samples, problems = read_all(cuts, self.features.sample_rate)
+        if not samples:
+            return LoadedBatch(plan, None, problems)
+        batch = make_batch(
+            list(samples.values()),
+            [self.tokens[plan.members[i]] for i in samples],
+            [cuts[i].id for i in samples],
+            self.log_mel,
+            (self.augment, self.seed, plan.epoch, self.features.dither),
+        )
         return LoadedBatch(plan, batch, problems)
 
 
 class EvaluationBatches(Dataset[LoadedBatch]):
-    """All utterances once, in batches of similar duration, unaugmented. `tokens` only matter for a loss."""
+    """All utterances once, longest first, in batches of similar duration, unaugmented and without tokens."""
 
-    def __init__(
-        self, cuts: Sequence[Cut], tokens: Sequence[Sequence[int]] | None, features: FeaturesConfig, size: int
-    ) -> None:
-        order = sorted(range(len(cuts)), key=lambda i: (-cuts[i].duration, cuts[i].id))
-        self.batches = [order[i : i + size] for i in range(0, len(order), size)]
-        self.cuts, self.tokens = cuts, tokens or [()] * len(cuts)
-        self.log_mel = LogMel(features)
+    def __init__(self, cuts: Sequence[Cut], features: FeaturesConfig, size: int) -> None:
+        by_duration = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+        self.batches = [by_duration[i : i + size] for i in range(0, len(by_duration), size)]
+        self.log_mel, self.sample_rate = LogMel(features), features.sample_rate
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, position: int) -> LoadedBatch:
-        members = self.batches[position]
-        batch, problems = make_batch([self.cuts[i] for i in members], [self.tokens[i] for i in members], self.log_mel)
-        return LoadedBatch(None, batch, problems)
+        cuts = self.batches[position]
+        samples, problems = read_all(cuts, self.sample_rate)
+        if not samples:
+            return LoadedBatch(None, None, problems)
+        ids = [cuts[i].id for i in samples]
+        return LoadedBatch(
+            None, make_batch(list(samples.values()), [()] * len(ids), ids, self.log_mel), problems
+        )
 
 
 def sample_cuts(cuts: Sequence[Cut], count: int, rng: numpy.random.Generator) -> list[Cut]:

@@ -2,35 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import torch
 from lhotse.cut import Cut
 
 from moe_asr.config.data import AugmentConfig, DataConfig, FeaturesConfig, TokenUnit
-from moe_asr.features.fbank import feature_length
+from moe_asr.data.manifest import Problem, Utterance, describe
+from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
-from moe_asr.modules.subsampling import subsampled_length
+from moe_asr.modules.subsampling import frame_lengths
 
 
-@dataclass(frozen=True)
-class Problem:
-    """An utterance that was left out, or that needs to be known about."""
-
-    id: str
-    reason: str
-    detail: str = ""
-
-
-def target_text(cut: Cut, unit: TokenUnit) -> str:
+def target_text(utterance: Utterance, unit: TokenUnit) -> str:
     """What a model learns and is scored on: the words of an utterance, or its phones."""
-    if not cut.supervisions:
-        return ""
-    supervisions = cut.supervisions
-    if unit is TokenUnit.phone:
-        parts = [str((s.custom or {}).get("phones", "")) for s in supervisions]
-    else:
-        parts = [s.text or "" for s in supervisions]
-    return " ".join(" ".join(parts).split())
+    text = utterance.phones if unit is TokenUnit.phone else utterance.text
+    return " ".join((text or "").split())
 
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
@@ -39,7 +25,11 @@ def ctc_frames_needed(tokens: Sequence[int]) -> int:
 
 
 def select_for_training(
-    cuts: Sequence[Cut], tokenizer: Tokenizer, data: DataConfig, features: FeaturesConfig, augment: AugmentConfig
+    cuts: Sequence[Cut],
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    features: FeaturesConfig,
+    augment: AugmentConfig,
 ) -> tuple[list[Cut], list[list[int]], list[Problem]]:
     """The usable utterances with their tokens, and the others with the reason each is left out.
 
@@ -48,22 +38,22 @@ def select_for_training(
     usable: list[Cut] = []
     tokens_of: list[list[int]] = []
     problems: list[Problem] = []
-    for cut in cuts:
-        text = target_text(cut, tokenizer.unit)
+    samples = torch.tensor([int(cut.duration / max(augment.speeds) * features.sample_rate) for cut in cuts])
+    frames = frame_lengths(LogMel(features).feature_lengths(samples) - augment.trim_frames).tolist()
+    for cut, frames_at_least in zip(cuts, frames, strict=True):
+        text = target_text(describe(cut), tokenizer.unit)
         tokens = tokenizer.encode(text)
-        samples = int(cut.duration / max(augment.speeds) * features.sample_rate)
-        frames = subsampled_length(feature_length(samples, features) - augment.trim_frames)
         outside = tokenizer.unknown(text)
         if not tokens:
-            problems.append(Problem(cut.id, "no text"))
+            problems.append(Problem(cut.id, "no text", ""))
         elif outside:
             problems.append(Problem(cut.id, "outside the tokenizer", " ".join(sorted(outside))))
         elif not data.min_seconds <= cut.duration <= data.max_seconds:
             problems.append(Problem(cut.id, "too short or too long", f"{cut.duration:.2f} s"))
         elif len(tokens) > data.max_tokens:
             problems.append(Problem(cut.id, "too many tokens", f"{len(tokens)} tokens"))
-        elif frames < ctc_frames_needed(tokens):
-            detail = f"{frames} frames at the highest speed for {ctc_frames_needed(tokens)}"
+        elif frames_at_least < ctc_frames_needed(tokens):
+            detail = f"{frames_at_least} frames at the highest speed for {ctc_frames_needed(tokens)}"
             problems.append(Problem(cut.id, "too short for CTC", detail))
         else:
             usable.append(cut)
@@ -73,5 +63,7 @@ def select_for_training(
 
 def summary(problems: Sequence[Problem], total: int) -> str:
     """One line, e.g. "3 of 2000 utterances left out (2 no text, 1 too short for CTC)"."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).most_common())
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).most_common()
+    )
     return f"{len(problems)} of {total} utterances left out ({reasons})"

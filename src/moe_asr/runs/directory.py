@@ -76,7 +76,9 @@ def open_run(config: dict[str, Any]) -> RunDirectory:
         if config["name"]:
             link(root / config["name"], run.path)
     except OSError as error:
-        raise InputError(f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER.") from error
+        raise InputError(
+            f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER."
+        ) from error
     return run
 
 

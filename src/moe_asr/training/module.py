@@ -1,30 +1,32 @@
 """The LightningModule: one optimiser step, one validation, and what is written down about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
+from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.models.u2pp import AsrModel, draw_chunking
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from moe_asr.analysis.load import ExpertLoad, load_metrics
+from moe_asr.analysis.evaluation import error_units
+from moe_asr.analysis.load import SiteLoad, expert_load, load_metrics, merge
 from moe_asr.config.program import TrainConfig
 from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, TrainingBatches, checksum
 from moe_asr.data.epoch_plan import EpochPlan, group_sizes
-from moe_asr.data.selection import Problem, target_text
-from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.data.manifest import Problem, describe
+from moe_asr.data.selection import target_text
 from moe_asr.features.tokenizer import Tokenizer
-from moe_asr.measure.errors import EditCounts, count_edits
+from moe_asr.measure.errors import EditCounts, edit_counts, total
 from moe_asr.measure.normalize import normalizer
-from moe_asr.models.u2pp import AsrModel, draw_chunking
 from moe_asr.randomness import key_seed, torch_rng
 from moe_asr.runs.directory import AppendLog
 from moe_asr.tensors import Chunking
 from moe_asr.training.optimisation import gradient_norms, make_optimizer, set_learning_rate
-from moe_asr.training.schedule import Segment, steps_of
+from moe_asr.training.schedule import Segment
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ class AsrTraining(pl.LightningModule):
         self.model, self.tokenizer, self.config, self.data = model, tokenizer, config, data
         self.segments, self.ledger, self.optimizer_state = segments, ledger, optimizer_state
         self.normalize = normalizer(config.data.normalizer)
-        self.total_steps = segments[-1].first_step + steps_of(
-            segments[-1].stop - segments[-1].start, config.trainer.accumulate
-        )
+        self.units = error_units(config)
+        self.references = {cut.id: target_text(describe(cut), tokenizer.unit) for cut in data.dev}
         self.step = 0
-        self.dev_error: float | None = None
+        self.last_loss: float | None = None
+        self.dev_error = float("inf")
+        self.validation_line = ""
         self.problems: list[Problem] = []
 
     @property
@@ -75,9 +78,16 @@ class AsrTraining(pl.LightningModule):
         segment, batch = self.segment, self.config.batch
         planned = self.data.plan.batches(segment.epoch, self.trainer.global_rank)
         groups = group_sizes(planned, self.config.trainer.accumulate)
-        plans = [PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)]
+        plans = [
+            PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)
+        ]
         dataset = TrainingBatches(
-            self.data.cuts, self.data.tokens, plans, self.config.features, self.config.augment, self.config.seed
+            self.data.cuts,
+            self.data.tokens,
+            plans,
+            self.config.features,
+            self.config.augment,
+            self.config.seed,
         )
         return DataLoader(dataset, batch_size=None, num_workers=batch.workers)
 
@@ -106,7 +116,10 @@ class AsrTraining(pl.LightningModule):
         self.problems += loaded.problems
         if batch is None:
             self.ledger.write_json({"epoch": plan.epoch, "batch": plan.index, "utterances": []})
-            return {"loss": sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad), "routing": ()}
+            return {
+                "loss": sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad),
+                "routing": (),
+            }
         place = (self.config.seed, plan.epoch, plan.index, self.global_rank)
         frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
         chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
@@ -114,8 +127,13 @@ class AsrTraining(pl.LightningModule):
         losses, routing = self.model(batch, chunking)
         # Every utterance of the optimiser step weighs the same, however its group was cut into micro-batches.
         share = len(batch.ids) / plan.group_utterances
-        for name, value in {"loss": losses.total, **{f"loss_{n}": v for n, v in losses.parts.items()}}.items():
-            self.parts[name] = self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+        for name, value in {
+            "loss": losses.total,
+            **{f"loss_{n}": v for n, v in losses.parts.items()},
+        }.items():
+            self.parts[name] = (
+                self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+            )
         self.ledger.write_json(
             {
                 "epoch": plan.epoch,
@@ -128,10 +146,12 @@ class AsrTraining(pl.LightningModule):
         )
         return {"loss": losses.total * share * self.config.trainer.accumulate, "routing": routing}
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
+    ) -> None:
         """Sets the learning rate, logs gradient norms, clips; a step whose norm is not finite changes nothing."""
         self.step += 1
-        lr = set_learning_rate(optimizer, self.config.optim, self.step, self.total_steps)
+        lr = set_learning_rate(optimizer, self.config.optim, self.step, self.segments[-1].last_step)
         due = self.step % self.config.logger.every == 0 or self.step == 1
         norms = gradient_norms(self.model) if due else {}
         total = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
@@ -144,7 +164,7 @@ class AsrTraining(pl.LightningModule):
                 | {"train/lr": lr, "grad_norm/all": float(total)}
                 | {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
             )
-        self.last_loss = self.parts.get("loss")
+        self.last_loss = float(self.parts["loss"]) if "loss" in self.parts else None
         self.parts = {}
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
@@ -154,22 +174,48 @@ class AsrTraining(pl.LightningModule):
     # Validation
 
     def on_validation_epoch_start(self) -> None:
-        sizes = [self.config.decode.chunk, *self.config.decode.chunks]
-        self.edits: dict[int | None, EditCounts] = {size: EditCounts() for size in sizes}
-        self.load: ExpertLoad = {}
+        self.edits = {(size, unit): EditCounts() for size in self.chunk_sizes for unit in self.units}
+        self.load: dict[str, SiteLoad] = {}
+
+    @property
+    def chunk_sizes(self) -> tuple[int | None, ...]:
+        """What a validation reports: the chunk size of decoding, and the further ones."""
+        return tuple(dict.fromkeys([self.config.decode.chunk, *self.config.decode.chunks]))
 
     def validation_step(self, loaded: LoadedBatch, batch_idx: int) -> None:
         self.problems += loaded.problems
-        unreadable = {problem.id for problem in loaded.problems}
-        if loaded.batch is None:
-            return
         batch = loaded.batch
-        references = {cut.id: cut for cut in self.data.dev if cut.id in set(batch.ids) and cut.id not in unreadable}
-        for size in self.edits:
-            encoded = self.model.encode(batch.features, batch.feature_lengths, Chunking(size, self.config.decode.left))
-            hypotheses = ctc_greedy(self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths)
-            for utterance, hypothesis in zip(batch.ids, hypotheses, strict=True):
-                reference = target_text(references[utterance], self.tokenizer.unit)
-                self.edits[size] += count_edits(
-                    self.normalize(reference), self.normalize(self.tokenizer.decode(hypothesis.tokens))
+        ids = [problem.id for problem in loaded.problems] + list(batch.ids if batch is not None else ())
+        references = [self.normalize(self.references[i]) for i in ids]
+        for size in self.chunk_sizes:
+            texts = [""] * len(loaded.problems)  # what cannot be read is recognised as nothing, not left out
+            if batch is not None:
+                chunking = Chunking(size, self.config.decode.left)
+                encoded = self.model.encode(batch.features, batch.feature_lengths, chunking)
+                found = ctc_greedy(
+                    self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths, self.tokenizer.blank
                 )
+                texts += [self.normalize(self.tokenizer.decode(h.tokens)) for h in found]
+                if size == self.config.decode.chunk:
+                    self.load = merge(self.load, expert_load(encoded.routing))
+            for unit in self.units:
+                self.edits[size, unit] += total(edit_counts(references, texts, unit))
+
+    def on_validation_epoch_end(self) -> None:
+        rates = {
+            f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": self.over_ranks(
+                counts
+            ).rate
+            for (size, unit), counts in self.edits.items()
+        }
+        self.dev_error = rates[f"val/{self.config.data.error_unit.rate}"]
+        self.log_metrics(rates | load_metrics(self.load))
+        shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
+        self.validation_line = (
+            f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
+        )
+
+    def over_ranks(self, counts: EditCounts) -> EditCounts:
+        """The sum over all processes."""
+        own = torch.tensor(astuple(counts), device=self.device)
+        return EditCounts(*(int(v) for v in self.all_gather(own).reshape(-1, len(own)).sum(0)))

@@ -14,12 +14,13 @@ from moe_asr.config.program import TrainerConfig
 
 @dataclass(frozen=True)
 class Segment:
-    """Batches [start, stop) of an epoch; `first_step` optimiser steps were taken before it."""
+    """Batches [start, stop) of an epoch: the optimiser steps after `first_step` up to `last_step`."""
 
     epoch: int
     start: int
     stop: int
     first_step: int
+    last_step: int
     validate: bool
 
 
@@ -39,11 +40,13 @@ def _segments(batches_per_epoch: int, trainer: TrainerConfig) -> Iterator[Segmen
     for epoch in range(trainer.epochs):
         for start, stop in pairwise(cuts):
             first_step = epoch * per_epoch + start // trainer.accumulate
-            steps = steps_of(stop - start, trainer.accumulate)
+            last_step = first_step + steps_of(stop - start, trainer.accumulate)
             end_of_epoch = stop == batches_per_epoch
-            validate = end_of_epoch and ((epoch + 1) % trainer.validate_every == 0 or epoch + 1 == trainer.epochs)
-            if 0 < trainer.max_steps <= first_step + steps:
+            validate = end_of_epoch and (
+                (epoch + 1) % trainer.validate_every == 0 or epoch + 1 == trainer.epochs
+            )
+            if 0 < trainer.max_steps <= last_step:
                 stop = min(stop, start + (trainer.max_steps - first_step) * trainer.accumulate)
-                yield Segment(epoch, start, stop, first_step, validate=True)
+                yield Segment(epoch, start, stop, first_step, trainer.max_steps, validate=True)
                 return
-            yield Segment(epoch, start, stop, first_step, validate)
+            yield Segment(epoch, start, stop, first_step, last_step, validate)

@@ -1,0 +1,50 @@
+"""`moe-asr evaluate RUN`: error rates with intervals, RTF and hypotheses of a trained model."""
+
+from moe_asr.config.commands import EvaluateConfig
+
+CONFIG = EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    import dataclasses
+    from datetime import datetime
+    from pathlib import Path
+
+    import torch
+
+    from moe_asr.analysis.evaluation import evaluate_splits, results_table
+    from moe_asr.errors import InputError
+    from moe_asr.measure.normalize import normalizer
+    from moe_asr.runs.directory import environment, write_json
+    from moe_asr.runs.recognizer import Recognizer
+
+    normalizer(config.normalizer or "none")
+    torch.set_num_threads(config.threads)
+    recognizer = Recognizer.load(config.run, config.device)
+    trained = recognizer.config
+    data = dataclasses.replace(
+        trained.data,
+        path=config.data or trained.data.path,
+        test=config.sets or trained.data.test,
+        normalizer=config.normalizer or trained.data.normalizer,
+    )
+    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(config.out) if config.out else Path(config.run) / "evaluations" / moment
+    if not config.out and not Path(config.run).is_dir():
+        raise InputError(f"{config.run} is a file; say with out=FOLDER where the results go.")
+    try:
+        (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The results cannot be written ({error}); choose a folder with out=FOLDER."
+        ) from error
+    results = {
+        "test": evaluate_splits(
+            recognizer, dataclasses.replace(trained, data=data), data.test, config.decode, folder
+        ),
+        "data": data.path,
+        **environment(),
+    }
+    write_json(folder / "results.json", results)
+    print(results_table(results))
+    print(f"results: {folder}")

@@ -1,0 +1,55 @@
+"""`moe-asr prepare CORPUS [SOURCE]`: makes the manifests (and for `synthetic` the audio) that training reads."""
+
+from collections.abc import Sequence
+
+from moe_asr.config.prepare import Corpus, PrepareConfig
+
+CONFIG = PrepareConfig
+
+
+def complete(overrides: Sequence[str], corpus: str) -> list[str]:
+    """Options of the corpus itself need no prefix: ``prepare synthetic hours=2`` means synthetic.hours=2."""
+    from moe_asr.config.compose import option_keys
+
+    keys = set(option_keys(PrepareConfig))
+    return [
+        f"{corpus}.{override}"
+        if override.partition("=")[0] not in keys and f"{corpus}.{override.partition('=')[0]}" in keys
+        else override
+        for override in overrides
+    ]
+
+
+def run(config: PrepareConfig) -> None:
+    if config.corpus is Corpus.synthetic:
+        _synthetic(config)
+        return
+    from moe_asr.data.prepare import prepare
+
+    print(prepare(config))
+
+
+def _synthetic(config: PrepareConfig) -> None:
+    import dataclasses
+    from pathlib import Path
+
+    from rich.progress import Progress
+
+    from moe_asr.data.synthetic.corpus import generate
+
+    options = dataclasses.replace(config.synthetic, seed=config.seed)
+    with Progress(transient=True, disable=None) as bar:
+        task = bar.add_task("speaking", total=None)
+        made = generate(
+            options,
+            Path(config.folder),
+            config.workers or None,
+            config.overwrite,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for note in made.notes:
+        print(note)
+    for name, size in made.card.splits.items():
+        print(
+            f"{config.folder}/{name}: {size.utterances} utterances, {size.hours:.2f} h, {size.speakers} voices"
+        )

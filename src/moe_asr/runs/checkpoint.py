@@ -1,0 +1,71 @@
+"""A model on disk: configuration, tokenizer and weights as plain data, so that it loads without arguments or pickles."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from moe_asr.models.u2pp import AsrModel, build_model
+from torch import Tensor
+
+from moe_asr.config.compose import to_plain, to_typed
+from moe_asr.config.program import TrainConfig
+from moe_asr.errors import InputError
+from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.runs.directory import write_atomically
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    config: TrainConfig
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+
+
+def save_tensors(path: Path, value: Any) -> None:
+    """`torch.save`, atomically: a reader or a killed run never meets half a file."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()), "wb")
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    save_tensors(
+        path,
+        {
+            "config": to_plain(checkpoint.config),
+            "tokenizer": checkpoint.tokenizer.to_dict(),
+            "weights": checkpoint.weights,
+        },
+    )
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a run directory or a checkpoint file. Raises InputError when there is no finished model in it."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run directory (see runs/) or a checkpoint file.")
+    file = path / "checkpoints" / "model.pt" if path.is_dir() else path
+    if not file.exists():
+        raise InputError(f"{path} holds no finished model (checkpoints/model.pt); train it to its end first.")
+    try:
+        plain = torch.load(file, map_location="cpu", weights_only=True)
+        fields = plain["config"], plain["tokenizer"], plain["weights"]
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise InputError(f"{file} is not a checkpoint of this program, or is damaged.") from error
+    return Checkpoint(to_typed(TrainConfig, fields[0]), Tokenizer.from_dict(fields[1]), fields[2])
+
+
+def build(config: TrainConfig, tokenizer: Tokenizer) -> AsrModel:
+    """The untrained model of a configuration."""
+    return build_model(
+        config.model,
+        config.moe,
+        config.router,
+        config.loss,
+        vocab_size=len(tokenizer),
+        mel_bins=config.features.mel_bins,
+        blank=tokenizer.blank,
+        sos_eos=tokenizer.sos_eos,
+    )

@@ -1,0 +1,108 @@
+"""Where numbers go: metrics.csv always, W&B offline or online, and progress for the eye."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, WandbLogger
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from moe_asr.config.program import LoggerConfig, LoggerMode
+from moe_asr.runs.directory import AppendLog, RunDirectory
+
+
+class MetricsCsv(Logger):
+    """metrics.csv in long form (step, metric, value): any metric fits, and a resumed run cuts it back exactly."""
+
+    def __init__(self, log: AppendLog) -> None:
+        super().__init__()
+        self.log = log
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        self.log.write_rows((step, name, repr(float(value))) for name, value in sorted(metrics.items()))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration lies beside the file."""
+
+
+def wandb_logger(
+    config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]
+) -> WandbLogger | None:
+    """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it."""
+    if config.mode is LoggerMode.disabled:
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return WandbLogger(
+        project=config.project,
+        group=config.group,
+        name=name or run.path.name,
+        id=run.path.name,
+        save_dir=str(run.path),
+        config=resolved,
+        mode=config.mode.value,
+        resume="allow",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+    )
+
+
+class ProgressDisplay:
+    """A bar on a terminal; elsewhere a line at steps 1, 2, 5, 10, 20, 50, ... and at every validation."""
+
+    def __init__(self, total_steps: int, done: int, show: bool) -> None:
+        self.total, self.started, self.first = total_steps, time.monotonic(), done
+        self.show = show
+        self.bar = self._bar(done) if show and sys.stderr.isatty() else None
+
+    def _bar(self, done: int) -> tuple[Progress, Any]:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
+        progress = Progress(*columns, transient=True)
+        progress.start()
+        return progress, progress.add_task("", total=self.total, completed=done)
+
+    def step(self, step: int, loss: float | None) -> None:
+        text = f"loss {loss:.3f}" if loss is not None else ""
+        if self.bar is not None:
+            self.bar[0].update(self.bar[1], completed=step, description=text)
+        elif self.show and str(step).rstrip("0") in ("1", "2", "5"):
+            self.line(f"step {step}/{self.total}  {text}  {self.remaining(step)}")
+
+    def remaining(self, step: int) -> str:
+        if step <= self.first:
+            return ""
+        seconds = (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
+        return f"about {seconds / 60:.1f} min left"
+
+    def line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar[0].console.print(text, highlight=False)
+        elif self.show:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar[0].stop()

@@ -1,0 +1,288 @@
+"""A training run from its configuration to results.json; run again, it goes on where it was, or says it is done."""
+
+import json
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lhotse.cut import Cut
+from moe_asr.models.counting import count_parameters
+from moe_asr.models.u2pp import AsrModel
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from moe_asr.analysis.evaluation import evaluate_run
+from moe_asr.config.compose import to_plain
+from moe_asr.config.data import FeaturesConfig
+from moe_asr.config.program import TrainConfig
+from moe_asr.data.batches import EvaluationBatches, sample_cuts
+from moe_asr.data.epoch_plan import EpochPlan
+from moe_asr.data.manifest import Problem, describe, read_split
+from moe_asr.data.selection import select_for_training, summary, target_text
+from moe_asr.errors import InputError
+from moe_asr.features.cmvn import feature_statistics
+from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
+from moe_asr.randomness import key_seed, numpy_rng
+from moe_asr.runs.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint, save_tensors
+from moe_asr.runs.directory import (
+    AppendLog,
+    RunDirectory,
+    environment,
+    open_run,
+    write_atomically,
+    write_json,
+)
+from moe_asr.runs.recognizer import Recognizer
+from moe_asr.training.averaging import Candidate, average, retain
+from moe_asr.training.logs import MetricsCsv, ProgressDisplay, wandb_logger
+from moe_asr.training.module import AsrTraining, TrainingData
+from moe_asr.training.optimisation import freeze
+from moe_asr.training.schedule import segments
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains, averages, evaluates on dev and test, and returns what results.json holds."""
+    resolved = to_plain(config)
+    run = open_run(resolved)
+    if run.results.exists():
+        print(f"{run.path} is done already; its results:")
+        results: dict[str, Any] = json.loads(run.results.read_text())
+        return results
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    write_atomically(
+        run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    )
+    write_json(run.path / "environment.json", environment())
+    state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
+    tokenizer, data, problems = load_data(config, state)
+    report_problems(run, problems, len(data.cuts) + len(problems))
+    model = initial_model(config, tokenizer, data.cuts, state)
+    seconds, candidates = fit(config, run, resolved, model, tokenizer, data, state)
+    weights = average([run.path / "checkpoints" / c.file for c in candidates])
+    save_checkpoint(run.model, Checkpoint(config, tokenizer, weights))
+    model.load_state_dict(weights)
+    total, active = count_parameters(model)
+    recognizer = Recognizer.of(model, tokenizer, config, device="cuda" if uses_gpu(config) else "cpu")
+    results = {
+        **evaluate_run(recognizer, config, run.path),
+        "params_total": total,
+        "params_active": active,
+        "train_seconds": seconds,
+        "averaged_steps": [c.step for c in candidates],
+        "commit": environment()["commit"],
+        "config_hash": run.path.name,
+        "seed": config.seed,
+    }
+    write_json(run.results, results)
+    return results
+
+
+def uses_gpu(config: TrainConfig) -> bool:
+    return config.trainer.accelerator in ("gpu", "cuda") or (
+        config.trainer.accelerator == "auto" and torch.cuda.is_available()
+    )
+
+
+def load_splits(config: TrainConfig, names: list[str]) -> list[Cut]:
+    return [cut for name in names for cut in read_split(config.data.path, name)]
+
+
+def load_data(
+    config: TrainConfig, state: dict[str, Any] | None
+) -> tuple[Tokenizer, TrainingData, list[Problem]]:
+    cuts = load_splits(config, config.data.train)
+    dev = load_splits(config, config.data.dev)
+    if config.data.limit is not None:
+        cuts = sample_cuts(cuts, config.data.limit, numpy_rng("limit", config.seed))
+    if state is not None:
+        tokenizer = Tokenizer.from_dict(state["tokenizer"])
+    elif config.init_from:
+        tokenizer = load_checkpoint(config.init_from).tokenizer
+    else:
+        tokenizer = train_tokenizer(
+            config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
+        )
+    usable, tokens, problems = select_for_training(
+        cuts, tokenizer, config.data, config.features, config.augment
+    )
+    if not usable:
+        raise InputError(f"No training utterance can be used: {summary(problems, len(cuts))}.")
+    if not dev:
+        raise InputError("There is no dev utterance to select the model by; name a split in data.dev.")
+    slowest = tuple(cut.duration / min(config.augment.speeds) for cut in usable)
+    plan = EpochPlan(slowest, config.batch, config.seed, ranks=config.trainer.devices)
+    return tokenizer, TrainingData(usable, tokens, plan, dev), problems
+
+
+def report_problems(run: RunDirectory, problems: list[Problem], total: int) -> None:
+    lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
+    write_atomically(run.path / "problems.jsonl", lambda file: file.write(lines))
+    if problems:
+        print(f"{summary(problems, total)}; see {run.path / 'problems.jsonl'}.")
+
+
+def initial_model(
+    config: TrainConfig, tokenizer: Tokenizer, cuts: list[Cut] | Any, state: dict[str, Any] | None
+) -> AsrModel:
+    """The model to go on with: of the recovery checkpoint, or new (with the weights of `init_from` where they fit)."""
+    torch.manual_seed(key_seed("init", config.seed))
+    model = build(config, tokenizer)
+    if state is not None:
+        model.load_state_dict(state["weights"])
+    else:
+        if config.init_from:
+            adopt(model, load_checkpoint(config.init_from).weights)
+        sample = sample_cuts(cuts, config.features.cmvn_utterances, numpy_rng("cmvn", config.seed))
+        model.set_cmvn(*global_cmvn(sample, config.features))
+    freeze(model, config.freeze)
+    return model
+
+
+def adopt(model: AsrModel, weights: dict[str, Tensor]) -> None:
+    """Copies every parameter whose name and shape agree, and says which start anew."""
+    own = model.state_dict()
+    fitting = {
+        name: value for name, value in weights.items() if name in own and own[name].shape == value.shape
+    }
+    anew = sorted(set(own) - set(fitting))
+    model.load_state_dict({**own, **fitting})
+    print(
+        f"{len(fitting)} of {len(own)} tensors taken over"
+        + (f"; new: {', '.join(anew)}" if anew else "")
+        + "."
+    )
+
+
+def global_cmvn(cuts: list[Cut], features: FeaturesConfig) -> tuple[Tensor, Tensor]:
+    batches = EvaluationBatches(cuts, features, size=16)
+    loaded = (batches[i].batch for i in range(len(batches)))
+    return feature_statistics((b.features, b.feature_lengths) for b in loaded if b is not None).mean_istd()
+
+
+class Recorder(pl.Callback):
+    """Writes a recovery checkpoint at the end of every segment, after the validation due there, and shows progress."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        tokenizer: Tokenizer,
+        logs: dict[str, AppendLog],
+        state: dict[str, Any] | None,
+        shown: ProgressDisplay,
+    ) -> None:
+        self.run, self.tokenizer, self.logs, self.shown = run, tokenizer, logs, shown
+        self.candidates = [Candidate(**c) for c in state["candidates"]] if state else []
+        self.seconds = state["seconds"] if state else 0.0
+        self.done = state["segments"] if state else 0
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: AsrTraining, *args: Any) -> None:  # type: ignore[override]
+        self.shown.step(module.step, module.last_loss)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: AsrTraining) -> None:  # type: ignore[override]
+        self.shown.line(module.validation_line)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: AsrTraining) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        segment, folder = module.segment, self.run.path / "checkpoints"
+        settings = module.config.trainer
+        before = self.candidates
+        if segment.validate:
+            candidate = Candidate(module.step, module.dev_error)
+            save_tensors(folder / candidate.file, module.model.state_dict())
+            self.candidates = retain([*before, candidate], settings.keep, settings.average)
+        self.done += 1
+        save_tensors(
+            self.run.recovery,
+            {
+                "segments": self.done,
+                "weights": module.model.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "tokenizer": self.tokenizer.to_dict(),
+                "candidates": [asdict(c) for c in self.candidates],
+                "offsets": {name: log.offset() for name, log in self.logs.items()},
+                "seconds": self.seconds + time.monotonic() - self.started,
+            },
+        )
+        # Only now: until the recovery checkpoint names the new candidates, a killed run needs the old ones.
+        keep = {c.file for c in self.candidates}
+        for file in folder.glob("step=*.pt"):
+            if file.name not in keep:
+                file.unlink()
+
+
+def fit(
+    config: TrainConfig,
+    run: RunDirectory,
+    resolved: dict[str, Any],
+    model: AsrModel,
+    tokenizer: Tokenizer,
+    data: TrainingData,
+    state: dict[str, Any] | None,
+) -> tuple[float, list[Candidate]]:
+    """Trains what is left of the run; returns the training seconds of all its parts and the models to average."""
+    plan = segments(len(data.plan), config.trainer)
+    offsets = state["offsets"] if state else {}
+    logs = {
+        name: AppendLog(run.path / name, offsets.get(name, 0)) for name in ("metrics.csv", "ledger.jsonl")
+    }
+    if state is None:
+        logs["metrics.csv"].write_rows([("step", "metric", "value")])
+    else:
+        print(f"Going on with {run.path} after step {plan[state['segments'] - 1].last_step}.")
+    display = ProgressDisplay(
+        plan[-1].last_step, plan[state["segments"] - 1].last_step if state else 0, config.trainer.progress
+    )
+    recorder = Recorder(run, tokenizer, logs, state, display)
+    wandb = wandb_logger(config.logger, run, config.name, resolved)
+    loggers = [MetricsCsv(logs["metrics.csv"]), *([wandb] if wandb else [])]
+    module = AsrTraining(
+        model,
+        tokenizer,
+        config,
+        data,
+        plan[recorder.done :],
+        logs["ledger.jsonl"],
+        state["optimizer"] if state else None,
+    )
+    try:
+        if recorder.done < len(plan):
+            lightning(config, len(plan) - recorder.done, run.path, loggers, recorder).fit(module)
+    finally:
+        display.close()
+        for log in logs.values():
+            log.close()
+        if wandb:
+            import wandb as wb
+
+            wb.finish()
+    return recorder.seconds + time.monotonic() - recorder.started, recorder.candidates
+
+
+def lightning(
+    config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder
+) -> pl.Trainer:
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*num_training_batches.*|.*number of training batches.*")
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        precision=config.trainer.precision.value,
+        max_epochs=epochs,
+        accumulate_grad_batches=config.trainer.accumulate,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        logger=loggers,
+        callbacks=[recorder],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
