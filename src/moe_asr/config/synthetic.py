@@ -83,7 +83,7 @@ class SyntheticConfig:
         )
         require(
             self.recipe is not Recipe.digits or self.max_digits >= 3,
-            f"max_digits={self.max_digits} leaves too few different strings for disjoint splits; write max_digits=3 or more.",
+            f"max_digits={self.max_digits} leaves too few strings for disjoint splits; write 3 or more.",
         )
         require(
             (self.recipe is Recipe.text) == (self.text is not None),
@@ -93,9 +93,7 @@ class SyntheticConfig:
             self.engine is not Engine.formant or self.recipe is Recipe.digits,
             f"engine=formant speaks digits only; write recipe=digits, or engine=espeak for recipe={self.recipe.value}.",
         )
-        require(
-            len(set(self.languages)) == len(self.languages) > 0, "languages must name each language once."
-        )
+        require(len(set(self.languages)) == len(self.languages) > 0, "languages must name each language once.")
         for language in [self.language, *self.languages]:
             require(
                 language in LANGUAGES,
@@ -105,5 +103,5 @@ class SyntheticConfig:
         fewest = min(self.train_voices, self.test_voices)
         require(
             spoken <= fewest,
-            f"each of the {spoken} languages needs a voice, but there are only {fewest}; raise train_voices and test_voices.",
+            f"each of the {spoken} languages needs a voice in training and test; raise train_voices and test_voices.",
         )
