@@ -87,6 +87,5 @@ class PrepareConfig:
     @property
     def folder(self) -> str:
         return (
-            self.out
-            or f"data/{self.synthetic.recipe.value if self.corpus is Corpus.synthetic else self.corpus.value}"
+            self.out or f"data/{self.synthetic.recipe.value if self.corpus is Corpus.synthetic else self.corpus.value}"
         )

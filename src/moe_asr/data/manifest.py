@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,11 +116,13 @@ def read_split(folder: str | Path, name: str) -> list[Cut]:
     base = folder.absolute()
     try:
         with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf8") as file:
-            return [deserialize_item(_resolve(json.loads(line), base)) for line in file]
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{folder / name}.jsonl.gz is missing or damaged ({error}); prepare it again with overwrite=true."
-        ) from None
+            cuts = [deserialize_item(_resolve(json.loads(line), base)) for line in file]
+        if len(cuts) == card.splits[name].utterances:
+            return cuts
+        reason = f"{len(cuts)} of {card.splits[name].utterances} utterances"
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = str(error)
+    raise InputError(f"{folder / name}.jsonl.gz is damaged ({reason}); prepare it again with overwrite=true.")
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -137,9 +140,7 @@ def read_card(folder: str | Path) -> Card:
     except OSError:
         raise InputError(f"{folder} holds no prepared corpus; make it with `{_command(folder)}`.") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{folder / 'corpus.json'} is damaged ({error}); prepare the corpus again."
-        ) from None
+        raise InputError(f"{folder / 'corpus.json'} is damaged ({error}); prepare the corpus again.") from None
 
 
 def write_problems(folder: Path, problems: Iterable[Problem]) -> None:

@@ -39,9 +39,7 @@ class Summary:
         shown = ", ".join(sizes[:8]) + (f", ... ({len(sizes)} splits)" if len(sizes) > 8 else "")
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.card.left_out.items())
         left_out = (
-            f"left out {sum(self.card.left_out.values())} ({reasons}: problems.jsonl)"
-            if reasons
-            else "all usable"
+            f"left out {sum(self.card.left_out.values())} ({reasons}: problems.jsonl)" if reasons else "all usable"
         )
         place = f"{self.folder}{'' if self.made else ' (already prepared)'}"
         return "; ".join([f"{place}: {shown}", left_out, *self.card.notes])
@@ -65,9 +63,7 @@ def _convert(
         raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
     source, folder, lower = Path(config.source).absolute(), Path(config.folder), lower or config.lower
     if not source.exists():
-        raise InputError(
-            f"source={config.source} does not exist; give the place where the corpus was unpacked."
-        )
+        raise InputError(f"source={config.source} does not exist; give the place where the corpus was unpacked.")
     options = _options(config, source)
     if (folder / "corpus.json").is_file() and not config.overwrite:
         card = read_card(folder)
@@ -75,22 +71,16 @@ def _convert(
             return Summary(folder, card, made=False)
     audit = Audit(config.decode_check, config.workers, lower)
     with building(folder, config.overwrite) as unfinished:
-        sizes = {
-            name: write_split(unfinished, name, c) for name, c in read(config, audit, unfinished).items()
-        }
+        sizes = {name: write_split(unfinished, name, c) for name, c in read(config, audit, unfinished).items()}
         empty = [name for name, size in sizes.items() if not size.utterances]
         if len(empty) == len(sizes):
-            first = (
-                f"; the first of {len(audit.problems)}: {audit.problems[0].detail}" if audit.problems else ""
-            )
+            first = f"; the first of {len(audit.problems)}: {audit.problems[0].detail}" if audit.problems else ""
             raise InputError(f"{source} has no usable utterance, check source= and the corpus{first}.")
         for name in empty:
             (unfinished / f"{name}.jsonl.gz").unlink()
         notes = [f"{name} has no usable utterance" for name in empty]
         if audit.multichannel:
-            notes.append(
-                f"{audit.multichannel} utterances have several channels, which are averaged when read"
-            )
+            notes.append(f"{audit.multichannel} utterances have several channels, which are averaged when read")
         card = Card(
             name=config.corpus.value,
             source=str(source),
@@ -111,9 +101,7 @@ def _options(config: PrepareConfig, source: Path) -> dict[str, Any]:
     """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
     options = dataclasses.asdict(config)
     kept = ("seed", "lower", "decode_check", config.corpus.value)
-    return {"corpus": config.corpus.value, "source": str(source)} | {
-        k: options[k] for k in kept if k in options
-    }
+    return {"corpus": config.corpus.value, "source": str(source)} | {k: options[k] for k in kept if k in options}
 
 
 PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
@@ -137,8 +125,8 @@ PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
 def prepare(config: PrepareConfig) -> Summary:
     """Makes the corpus, or finds it made with the same options.
 
-    Utterances that cannot be used are listed in problems.jsonl. Raises InputError for a source that is missing
-    or not in the expected layout, if no utterance can be used, or if the folder holds something else.
+    Raises InputError for a source that is missing or not in the expected layout, if no utterance can be used
+    (those that cannot are listed in problems.jsonl), or if the folder holds something else.
     """
     if config.corpus not in PREPARERS:
         known = ", ".join(corpus.value for corpus in PREPARERS)

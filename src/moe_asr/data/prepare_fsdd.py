@@ -36,14 +36,10 @@ def fsdd(config: PrepareConfig, audit: Audit, folder: Path) -> Mapping[str, Iter
         recordings[cut.supervisions[0].speaker].append(cut)
     speakers = sorted(recordings)
     if len(speakers) < 3:
-        raise InputError(
-            f"{source} has usable DIGIT_SPEAKER_INDEX files of {len(speakers)} speakers; 3 are needed."
-        )
+        raise InputError(f"{source} has usable DIGIT_SPEAKER_INDEX files of {len(speakers)} speakers; 3 are needed.")
     everything = [cut for cuts in recordings.values() for cut in cuts]
     if len({(cut.sampling_rate, cut.num_channels) for cut in everything}) > 1:
-        raise InputError(
-            f"the recordings in {source} differ in sampling rate or channels and cannot be joined."
-        )
+        raise InputError(f"the recordings in {source} differ in sampling rate or channels and cannot be joined.")
     longest = config.fsdd.max_digits * (max(cut.duration for cut in everything) + config.fsdd.max_gap)
     room = _room(folder, everything[0].sampling_rate, longest, config.seed)
     splits: dict[str, Iterable[Cut]] = {}

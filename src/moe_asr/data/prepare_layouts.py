@@ -23,9 +23,7 @@ def librispeech(config: PrepareConfig) -> Mapping[str, Items]:
     source = _inside(config.source, "LibriSpeech")
     parts = sorted({path.parents[2] for path in source.glob("*/*/*/*.trans.txt")})
     if not parts:
-        raise InputError(
-            f"{source} has no PART/SPEAKER/CHAPTER/*.trans.txt; source= is the folder LibriSpeech."
-        )
+        raise InputError(f"{source} has no PART/SPEAKER/CHAPTER/*.trans.txt; source= is the folder LibriSpeech.")
     genders = {}
     if (source / "SPEAKERS.TXT").is_file():
         fields = [line.split("|") for line in _lines(source / "SPEAKERS.TXT") if not line.startswith(";")]
@@ -36,9 +34,7 @@ def librispeech(config: PrepareConfig) -> Mapping[str, Items]:
             speaker, texts = transcript.parents[1].name, dict(_pairs(transcript))
             for name in sorted(texts.keys() | {path.stem for path in transcript.parent.glob("*.flac")}):
                 audio = transcript.parent / f"{name}.flac"
-                yield Item(
-                    name, audio, texts.get(name, ""), speaker, gender=genders.get(speaker), language="en"
-                )
+                yield Item(name, audio, texts.get(name, ""), speaker, gender=genders.get(speaker), language="en")
 
     return {part.name: items(part) for part in parts}
 
@@ -52,17 +48,13 @@ def aishell(config: PrepareConfig) -> Mapping[str, Items]:
     transcript = source / "transcript" / "aishell_transcript_v0.8.txt"
     parts = [source / "wav" / name for name in ("train", "dev", "test") if (source / "wav" / name).is_dir()]
     if not transcript.is_file() or not parts:
-        raise InputError(
-            f"{source} has no {transcript.relative_to(source)} or no wav/train; source= is data_aishell."
-        )
+        raise InputError(f"{source} has no {transcript.relative_to(source)} or no wav/train; source= is data_aishell.")
     texts = {name: "".join(unicodedata.normalize("NFKC", text).split()) for name, text in _pairs(transcript)}
 
     splits: dict[str, list[Item | Problem]] = {}
     for part in parts:
         files = sorted(part.glob("*/*.wav"))
-        splits[part.name] = [
-            Item(f.stem, f, texts.pop(f.stem, ""), f.parent.name, language="cmn") for f in files
-        ]
+        splits[part.name] = [Item(f.stem, f, texts.pop(f.stem, ""), f.parent.name, language="cmn") for f in files]
     splits[parts[0].name] += [Problem(name, "missing audio", f"only {transcript} has it") for name in texts]
     return splits
 
@@ -70,17 +62,11 @@ def aishell(config: PrepareConfig) -> Mapping[str, Items]:
 def kaldi(config: PrepareConfig) -> Mapping[str, Items]:
     """A Kaldi data dir, or a folder of them; the name of the dir is the split."""
     source = Path(config.source)
-    folders = (
-        [source] if (source / "wav.scp").is_file() else sorted(p.parent for p in source.glob("*/wav.scp"))
-    )
+    folders = [source] if (source / "wav.scp").is_file() else sorted(p.parent for p in source.glob("*/wav.scp"))
     if not folders:
-        raise InputError(
-            f"{source} has no wav.scp, and no folder in it has one; source= is a Kaldi data dir."
-        )
+        raise InputError(f"{source} has no wav.scp, and no folder in it has one; source= is a Kaldi data dir.")
     root = config.kaldi.audio_root
-    return {
-        f.absolute().name: kaldi_items(f, [Path(root)] if root else [f, f.parent, Path()]) for f in folders
-    }
+    return {f.absolute().name: kaldi_items(f, [Path(root)] if root else [f, f.parent, Path()]) for f in folders}
 
 
 def kaldi_items(folder: Path, roots: list[Path]) -> list[Item | Problem]:
@@ -95,9 +81,7 @@ def kaldi_items(folder: Path, roots: list[Path]) -> list[Item | Problem]:
         values: dict[str, str] = {}
         for key, value in _pairs(folder / name) if (folder / name).is_file() else ():
             if values.setdefault(key, value) != value:
-                found.append(
-                    Problem(key, "duplicate id", f"{folder / name} gives it two values; the first is used")
-                )
+                found.append(Problem(key, "duplicate id", f"{folder / name} gives it two values; the first is used"))
         return values
 
     def audio(recording: str) -> Path:
@@ -125,9 +109,7 @@ def kaldi_items(folder: Path, roots: list[Path]) -> list[Item | Problem]:
             found.append(Problem(name, "bad line", f"{folder / 'segments'}: expected ID RECORDING START END"))
             continue
         if recording not in wavs:
-            found.append(
-                Problem(name, "missing audio", f"recording {recording} is not in {folder / 'wav.scp'}")
-            )
+            found.append(Problem(name, "missing audio", f"recording {recording} is not in {folder / 'wav.scp'}"))
             continue
         speaker = speakers.get(name)
         found.append(
@@ -143,9 +125,7 @@ def kaldi_items(folder: Path, roots: list[Path]) -> list[Item | Problem]:
                 {"age": int(ages[speaker])} if speaker in ages and ages[speaker].isdigit() else {},
             )
         )
-    found += [
-        Problem(name, "missing audio", f"only {folder / 'text'} has it") for name in texts if name not in ids
-    ]
+    found += [Problem(name, "missing audio", f"only {folder / 'text'} has it") for name in texts if name not in ids]
     return found
 
 
@@ -223,18 +203,14 @@ def speechocean762(config: PrepareConfig) -> Mapping[str, Items]:
             splits[split].append(_english(item))
         return splits
     if not (source / "train" / "wav.scp").is_file():
-        raise InputError(
-            f"{source} has neither manifest.jsonl nor train/wav.scp; source= is the folder with WAVE."
-        )
+        raise InputError(f"{source} has neither manifest.jsonl nor train/wav.scp; source= is the folder with WAVE.")
     halves = [name for name in ("train", "test") if (source / name / "wav.scp").is_file()]
     splits.update((name, [_english(i) for i in kaldi_items(source / name, [source])]) for name in halves)
     items = [item for item in splits["train"] if isinstance(item, Item)]
     traits = {i.speaker: (str(i.gender), i.custom.get("age", 0) >= 18) for i in items}
     wanted = config.speechocean762.dev_speakers
     if wanted >= len(traits):
-        raise InputError(
-            f"speechocean762.dev_speakers={wanted} leaves none of {len(traits)} speakers to train on."
-        )
+        raise InputError(f"speechocean762.dev_speakers={wanted} leaves none of {len(traits)} speakers to train on.")
     # A systematic sample of the speakers sorted by their traits is proportional to the traits.
     ordered = sorted(traits, key=lambda s: (traits[s], key_seed("speechocean762", config.seed, str(s))))
     dev = {ordered[int((k + 0.5) * len(ordered) / wanted)] for k in range(wanted)}
