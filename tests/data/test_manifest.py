@@ -81,8 +81,8 @@ def test_a_corpus_can_be_moved(tmp_path, monkeypatch):
 def test_a_missing_corpus_names_its_command_and_a_missing_split_the_splits(tmp_path):
     with pytest.raises(InputError, match=r"`moe-asr prepare fsdd source=DIR out=\S*fsdd`"):
         read_split(tmp_path / "fsdd", "train")
-    with pytest.raises(InputError, match=r"`moe-asr prepare synthetic out="):
-        read_card(tmp_path / "synthetic")
+    with pytest.raises(InputError, match=r"`moe-asr prepare synthetic recipe=digits out="):
+        read_card(tmp_path / "digits")
     folder = corpus(tmp_path / "c", train=[cut(recording(tmp_path, "r", NOISE[:1]))], dev=[])
     with pytest.raises(InputError, match=r"no split 'trian' \(did you mean 'train'\?\); it has train, dev"):
         read_split(folder, "trian")

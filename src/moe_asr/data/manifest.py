@@ -26,6 +26,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from moe_asr.config.prepare import Corpus
+from moe_asr.config.synthetic import Recipe
 from moe_asr.errors import InputError
 from moe_asr.features.audio import mix_down, resample
 
@@ -214,6 +215,8 @@ def _resolve(plain: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _command(folder: Path) -> str:
-    corpus = folder.name if folder.name in {c.value for c in Corpus} else "CORPUS"
-    source = "" if corpus == Corpus.synthetic.value else " source=DIR"
-    return f"moe-asr prepare {corpus}{source} out={folder}"
+    """What makes a corpus, guessed from the folder that `prepare` would give it."""
+    if folder.name in (recipe.value for recipe in Recipe):
+        return f"moe-asr prepare synthetic recipe={folder.name} out={folder}"
+    corpus = folder.name if folder.name in (corpus.value for corpus in Corpus) else "CORPUS"
+    return f"moe-asr prepare {corpus} source=DIR out={folder}"
