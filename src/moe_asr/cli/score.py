@@ -24,9 +24,7 @@ def run(config: ScoreConfig) -> None:
     speakers = read_speakers(config.utt2spk) if config.utt2spk else references.speakers or hypotheses.speakers
     sources = references.sources or hypotheses.sources
     ids = paired_ids(references.texts, hypotheses.texts, config.partial)
-    utterances = [
-        Scored(i, references.texts[i], hypotheses.texts[i], speakers.get(i), sources.get(i, ())) for i in ids
-    ]
+    utterances = [Scored(i, references.texts[i], hypotheses.texts[i], speakers.get(i), sources.get(i, ())) for i in ids]
     result = test_set_result(utterances, normalize, [config.unit], speed=None)
 
     if config.alignments:
@@ -49,6 +47,4 @@ def run(config: ScoreConfig) -> None:
     for name, value in rows.items():
         print(f"{name:<14} {value}")
     if config.json:
-        Path(config.json).write_text(
-            json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        Path(config.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
