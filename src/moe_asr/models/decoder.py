@@ -1,0 +1,100 @@
+"""A Transformer decoder: the next token from the tokens so far and the encoder's frames."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_asr.config.model import DecoderConfig
+from moe_asr.models.encoder import NO_ROUTERS, EncoderOutput
+from moe_asr.modules.attention import CausalSelfAttention, CrossAttention
+from moe_asr.modules.moe.routing import MoESite, RoutingTrace, SiteTrace
+from moe_asr.modules.moe.sharing import Routers
+from moe_asr.modules.positions import AbsolutePositions
+from moe_asr.tensors import lengths_to_mask
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Cross-attention keys and values of B utterances, (B,N,2,h,c) per layer; mask (B,1,1,N), None without padding."""
+
+    layers: tuple[Tensor, ...]
+    mask: Tensor | None
+
+    def select(self, rows: Tensor) -> "Memory":
+        return Memory(tuple(kv[rows] for kv in self.layers), None if self.mask is None else self.mask[rows])
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention, feed-forward, each after a norm."""
+
+    def __init__(
+        self, config: DecoderConfig, width: int, site: MoESite, feed_forward: Callable[[MoESite], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.norm_self, self.norm_cross, self.norm_ffn = (nn.LayerNorm(width) for _ in range(3))
+        self.self_attention = CausalSelfAttention(width, config.heads, config.self_attention_dropout)
+        self.cross_attention = CrossAttention(width, config.heads, config.cross_attention_dropout)
+        self.ffn_out = feed_forward(site)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, valid: Tensor, memory: Tensor, mask: Tensor | None, routers: Routers
+    ) -> tuple[Tensor, RoutingTrace]:
+        x = x + self.dropout(self.self_attention(self.norm_self(x)))
+        x = x + self.dropout(self.cross_attention(self.norm_cross(x), memory, mask))
+        y, routing = self.ffn_out(self.norm_ffn(x), valid, self.site, routers.get(self.site))
+        return x + self.dropout(y), () if routing is None else (SiteTrace(self.site, routing, valid),)
+
+
+class Decoder(nn.Module):
+    """stack: the name of its sites; feed_forward: makes the feed-forward layer of a site, dense or MoE."""
+
+    layers: Sequence[DecoderLayer]
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: int,
+        width: int,
+        vocab_size: int,
+        stack: str,
+        feed_forward: Callable[[MoESite], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.positions = AbsolutePositions(config.position_dropout)
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            DecoderLayer(config, width, MoESite(stack, i, "ffn_out"), feed_forward) for i in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, vocab_size)
+
+    def memory(self, encoded: EncoderOutput) -> Memory:
+        """What cross-attention needs of B utterances, computed once for however many hypotheses."""
+        valid = lengths_to_mask(encoded.frame_lengths, encoded.frames.shape[1])
+        mask = None if bool(valid.all()) else valid[:, None, None]
+        return Memory(tuple(layer.cross_attention.memory(encoded.frames) for layer in self.layers), mask)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        memory: Memory,
+        rows: Tensor | None = None,
+        routers: Routers = NO_ROUTERS,
+    ) -> tuple[Tensor, RoutingTrace]:
+        """tokens (H,U) that begin with the start token, token_lengths (H,) -> logits (H,U,V) of the next token each.
+
+        rows (H,): the utterance of each hypothesis; None: one each, in order. Padding may be any valid token.
+        """
+        memory = memory if rows is None else memory.select(rows)
+        valid = lengths_to_mask(token_lengths, tokens.shape[1])
+        x = self.positions(self.embedding(tokens), torch.arange(tokens.shape[1], device=tokens.device))
+        trace: RoutingTrace = ()
+        for layer, kv in zip(self.layers, memory.layers, strict=True):
+            x, decided = layer(x, valid, kv, memory.mask, routers)
+            trace += decided
+        return self.output(self.norm(x)), trace

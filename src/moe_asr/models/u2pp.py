@@ -1,0 +1,205 @@
+"""U2++ (arXiv 2106.05642): one encoder, a CTC head, decoders in both directions, and one bank of routers for all."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_asr.config.model import ChunkConfig, LossConfig, ModelConfig, MoEConfig, RouterConfig
+from moe_asr.models.batch import Batch
+from moe_asr.models.ctc import CtcHead
+from moe_asr.models.decoder import Decoder
+from moe_asr.models.encoder import FULL_CONTEXT, Encoder, EncoderOutput
+from moe_asr.models.placement import DECODERS, moe_sites
+from moe_asr.modules.feed_forward import ACTIVATIONS, FeedForward
+from moe_asr.modules.moe.experts import Experts
+from moe_asr.modules.moe.layer import MoEFeedForward
+from moe_asr.modules.moe.losses import load_balance_loss
+from moe_asr.modules.moe.routers import make_router
+from moe_asr.modules.moe.routing import MoESite, RoutingTrace
+from moe_asr.modules.moe.sharing import RouterBank, Routers, sharing_table
+from moe_asr.tensors import Chunking
+
+
+@dataclass(frozen=True)
+class Losses:
+    """total: what to minimise; parts, unweighted: "ctc", "att", "att_l2r", "att_r2l", "balance", where they count."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class AsrModel(nn.Module):
+    """What every model has: an encoder, a CTC head, any mapping of decoders, the routers of all its MoE sites."""
+
+    decoders: Mapping[str, Decoder]
+
+    def __init__(
+        self, encoder: Encoder, ctc: CtcHead, decoders: Mapping[str, Decoder], routers: RouterBank, sos_eos: int
+    ) -> None:
+        super().__init__()
+        self.encoder, self.ctc, self.routers, self.sos_eos = encoder, ctc, routers, sos_eos
+        self.decoders = nn.ModuleDict(decoders)  # type: ignore[assignment]
+
+    def encode(
+        self,
+        features: Tensor,
+        feature_lengths: Tensor,
+        chunking: Chunking = FULL_CONTEXT,
+        routers: Routers | None = None,
+    ) -> EncoderOutput:
+        """`Encoder.forward` with the model's own routers, unless others are given."""
+        return self.encoder(features, feature_lengths, chunking, self.routers if routers is None else routers)
+
+    def ctc_log_probs(self, frames: Tensor) -> Tensor:
+        """(B,N,d) -> (B,N,V)."""
+        return self.ctc.log_probs(frames)
+
+    def forward(self, batch: Batch, chunking: Chunking = FULL_CONTEXT) -> tuple[Losses, RoutingTrace]:
+        raise NotImplementedError(f"{type(self).__name__} defines no loss.")
+
+
+class U2pp(AsrModel):
+    """An AsrModel with the loss of `LossConfig`; no decoder runs whose loss has weight 0."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        ctc: CtcHead,
+        decoders: Mapping[str, Decoder],
+        routers: RouterBank,
+        sos_eos: int,
+        loss: LossConfig,
+    ) -> None:
+        super().__init__(encoder, ctc, decoders, routers, sos_eos)
+        self.loss = loss
+
+    def forward(self, batch: Batch, chunking: Chunking = FULL_CONTEXT) -> tuple[Losses, RoutingTrace]:
+        """Raises InputError where an utterance is too short for CTC."""
+        loss, encoded = self.loss, self.encode(batch.features, batch.feature_lengths, chunking)
+        total, trace = encoded.frames.new_zeros(()), encoded.routing
+        parts: dict[str, Tensor] = {}
+        if loss.ctc_weight > 0:
+            parts["ctc"] = self.ctc.loss(encoded.frames, encoded.frame_lengths, batch.tokens, batch.token_lengths)
+            total = total + loss.ctc_weight * parts["ctc"]
+        if loss.ctc_weight < 1:
+            attention = encoded.frames.new_zeros(())
+            shares = zip(DECODERS, ("att_l2r", "att_r2l"), (1 - loss.reverse_weight, loss.reverse_weight), strict=True)
+            for name, part, share in shares:
+                if share > 0:
+                    parts[part], decided = self._decoder_loss(name, encoded, batch)
+                    attention, trace = attention + share * parts[part], trace + decided
+            parts["att"] = attention
+            total = total + (1 - loss.ctc_weight) * attention
+        if loss.balance > 0:
+            parts["balance"] = load_balance_loss(trace)
+            total = total + loss.balance * parts["balance"]
+        return Losses(total, parts), trace
+
+    def _decoder_loss(self, name: str, encoded: EncoderOutput, batch: Batch) -> tuple[Tensor, RoutingTrace]:
+        decoder = self.decoders[name]
+        reverse = name == "right_to_left"
+        inputs, targets = teacher_forcing(batch.tokens, batch.token_lengths, self.sos_eos, reverse)
+        memory = decoder.memory(encoded)
+        logits, trace = decoder(inputs, batch.token_lengths + 1, memory, routers=self.routers)
+        count = (targets >= 0).sum() if self.loss.length_normalized else len(targets)
+        return label_smoothing_loss(logits, targets, self.loss.label_smoothing) / count, trace
+
+
+def teacher_forcing(tokens: Tensor, token_lengths: Tensor, sos_eos: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    """tokens (B,U) -> inputs and targets (B,U+1): sos y1..yn, padded with eos, and y1..yn eos, padded with -1.
+
+    reverse: yn..y1 instead.
+    """
+    place, length = torch.arange(tokens.shape[1], device=tokens.device), token_lengths.unsqueeze(1)
+    if reverse:
+        tokens = tokens.gather(1, (length - 1 - place).clamp(min=0))
+    beyond, edge = place >= length, torch.full_like(length, sos_eos)
+    inputs = torch.cat([edge, tokens.masked_fill(beyond, sos_eos)], 1)
+    targets = torch.cat([tokens.masked_fill(beyond, -1), torch.full_like(length, -1)], 1)
+    return inputs, targets.scatter(1, length, sos_eos)
+
+
+def label_smoothing_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """KL(q || softmax(logits)) summed over targets (B,U) that are not -1; logits (B,U,V).
+
+    q is 1 - smoothing on the target and smoothing / (V - 1) on every other class; its entropy is included, so that
+    the best possible loss is 0.
+    """
+    other = smoothing / (logits.shape[-1] - 1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_norm = logits.logsumexp(-1)
+    log_target = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) - log_norm
+    log_all = logits.sum(-1) - logits.shape[-1] * log_norm
+    negative_entropy = sum(p * math.log(q) for p, q in ((1 - smoothing, 1 - smoothing), (smoothing, other)) if p > 0)
+    loss = negative_entropy - (1 - smoothing - other) * log_target - other * log_all
+    return loss.masked_fill(targets < 0, 0.0).sum()
+
+
+def draw_chunking(frames: int, config: ChunkConfig, generator: torch.Generator) -> Chunking:
+    """The context of a training batch whose longest utterance has so many frames (U2, arXiv 2012.05481, section 3.2).
+
+    A number in [1, frames - 1] is drawn: in its upper half it stands for full context, else for a chunk size, folded
+    into [1, config.largest]. Utterances too short to be cut get full context.
+    """
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
+
+    if not config.dynamic or frames < 2:
+        return FULL_CONTEXT
+    drawn = draw(1, frames - 1)
+    if drawn > frames // 2:
+        return FULL_CONTEXT
+    size = drawn % config.largest + 1
+    most = (frames - 1) // size - 1
+    return Chunking(size, draw(0, most) if config.dynamic_left and most >= 0 else None)
+
+
+def build_model(
+    model: ModelConfig,
+    moe: MoEConfig,
+    router: RouterConfig,
+    loss: LossConfig,
+    *,
+    vocab_size: int,
+    mel_bins: int,
+    blank: int = 0,
+    sos_eos: int = 2,
+) -> U2pp:
+    """An untrained model, initialised from torch's global generator like torch's own layers."""
+    encoder, decoder = model.encoder, model.decoder
+    sites = moe_sites(model, moe.placement)
+
+    def feed_forward(site: MoESite) -> nn.Module:
+        shape = encoder if site.stack == "encoder" else decoder
+        if site not in sites:
+            return FeedForward(encoder.width, shape.ffn_width, shape.activation, shape.dropout)
+        activation = ACTIVATIONS[shape.activation]
+        return MoEFeedForward(Experts(moe.num_experts, encoder.width, shape.ffn_width, activation, shape.dropout))
+
+    depths = zip(DECODERS, (decoder.layers, decoder.reverse_layers), strict=True)
+    return U2pp(
+        Encoder(encoder, mel_bins, feed_forward),
+        CtcHead(encoder.width, vocab_size, blank),
+        {
+            name: Decoder(decoder, depth, encoder.width, vocab_size, name, feed_forward)
+            for name, depth in depths
+            if depth > 0
+        },
+        RouterBank(lambda: make_router(router, moe, encoder.width), sites, sharing_table(sites, moe.sharing)),
+        sos_eos,
+        loss,
+    )
+
+
+def parameter_counts(model: AsrModel) -> tuple[int, int]:
+    """Trainable and frozen parameters: all, and those active at one position (top_k of num_experts experts)."""
+    total = sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
+    if experts == 0:
+        return total, total
+    router = model.routers.routers[0]
+    return total, total - experts + experts * router.top_k // router.num_experts

@@ -1,0 +1,55 @@
+"""The convolution module of a Conformer layer (arXiv 2005.08100, section 2.2), causal or centred."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_asr.config.model import Activation, ConvNorm
+from moe_asr.modules.feed_forward import ACTIVATIONS
+
+
+class ConvolutionModule(nn.Module):
+    """Pointwise, GLU, depthwise over time, norm, activation, pointwise.
+
+    Frames beyond the edges of an utterance are zeros before the first pointwise map, hence ``GLU(bias)`` after it.
+    A stream keeps what the depthwise convolution saw last, so that no frame is mapped twice.
+    """
+
+    def __init__(self, width: int, kernel: int, causal: bool, norm: ConvNorm, activation: Activation) -> None:
+        super().__init__()
+        self.causal, self.activation = causal, ACTIVATIONS[activation]
+        self.pointwise_in = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, kernel, groups=width)
+        self.norm = nn.LayerNorm(width) if norm is ConvNorm.layer_norm else nn.BatchNorm1d(width)
+        self.pointwise_out = nn.Linear(width, width)
+
+    def beyond(self, streams: int, frames: int) -> Tensor:
+        """(B,frames,d): what the depthwise convolution sees beyond the edge of an utterance."""
+        return F.glu(self.pointwise_in.bias, -1).expand(streams, frames, -1)
+
+    def empty_history(self, streams: int) -> Tensor:
+        return self.beyond(streams, self.depthwise.kernel_size[0] - 1)
+
+    def forward(self, x: Tensor, valid: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B,N,d), valid (B,N), history (B,k-1,d) -> (B,N,d) and the history followed by the new frames."""
+        before = self.depthwise.kernel_size[0] - 1
+        if self.causal:
+            x = F.glu(self.pointwise_in(x), -1)
+            x = torch.cat([(self.beyond(len(x), before) if history is None else history).to(x.dtype), x], 1)
+        else:  # here padding would be seen by the last valid frames
+            x = F.glu(self.pointwise_in(x.masked_fill(~valid.unsqueeze(-1), 0.0)), -1)
+            edge = self.beyond(len(x), before // 2).to(x.dtype)
+            x = torch.cat([edge, x, edge], 1)
+        # A two-dimensional convolution of height 1 takes this layout as it is: channels-last.
+        y = F.conv2d(
+            x.unsqueeze(2).permute(0, 3, 1, 2),
+            self.depthwise.weight.unsqueeze(-1),
+            self.depthwise.bias,
+            groups=self.depthwise.groups,
+        )
+        y = y.squeeze(-1).transpose(1, 2)
+        if isinstance(self.norm, nn.BatchNorm1d):  # statistics of valid frames only
+            y = y.masked_scatter(valid.unsqueeze(-1), self.norm(y[valid]).to(y.dtype))
+        else:
+            y = self.norm(y)
+        return self.pointwise_out(self.activation(y)), x
