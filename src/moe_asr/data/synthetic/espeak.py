@@ -20,9 +20,8 @@ from moe_asr.data.synthetic.render import SAMPLE_RATE, Array, Phone, Speech, Voi
 # espeak-ng's names of the accents of each language; some have only one.
 ACCENTS = {
     "en": "en-us en en-gb-scotland en-029 en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd en-us-nyc",
-    **{language: language for language in ("cmn", "de", "it", "ru")},
+    **{language: language for language in ("cmn", "de", "fr", "it", "ru")},
     "es": "es es-419",
-    "fr": "fr fr-be fr-ch",
     "pt": "pt pt-br",
 }
 # The voice variants that sound like a person: no whispers, robots or cartoons.
