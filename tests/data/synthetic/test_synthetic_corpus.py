@@ -1,6 +1,9 @@
 import hashlib
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,15 +104,36 @@ def test_an_equal_corpus_is_left_and_another_one_not_replaced(small: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
 
 
-def test_an_interrupted_generation_leaves_nothing_that_looks_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_generation_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         generate(SMALL, tmp_path / "corpus", workers=1, progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_killed_generation_leaves_no_process_and_the_next_starts_clean(tmp_path: Path) -> None:
+    script = tmp_path / "make.py"
+    script.write_text(
+        "import multiprocessing, os, pathlib, signal, sys\n"
+        "from moe_asr.config.synthetic import Engine, SyntheticConfig\n"
+        "from moe_asr.data.synthetic.corpus import generate\n"
+        "def die(done, total):\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        "    generate(SyntheticConfig(engine=Engine.formant), pathlib.Path(sys.argv[1]), workers=2, progress=die)\n"
+    )
+    folder = tmp_path / "corpus"
+    # The workers hold the pipe too, so its end means that they are gone.
+    killed = subprocess.run([sys.executable, script, folder], stdout=subprocess.PIPE, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(killed.stdout.split()) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["corpus.partial"]
+    generate(SMALL, folder, workers=1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["corpus"]
 
 
 def test_without_espeak_digits_fall_back_and_the_rest_says_what_to_install(

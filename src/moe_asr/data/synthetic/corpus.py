@@ -21,7 +21,7 @@ from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
 from moe_asr.data import manifest
 from moe_asr.data.synthetic import espeak, formant
 from moe_asr.data.synthetic.recipes import SHARES, Sentence, read_lines, split_of
-from moe_asr.data.synthetic.render import SAMPLE_RATE, Rendered, Session, Voice, render
+from moe_asr.data.synthetic.render import SAMPLE_RATE, Rendered, Session, Voice, follow_parent, render
 from moe_asr.errors import InputError
 from moe_asr.randomness import key_seed, numpy_rng
 
@@ -188,7 +188,7 @@ def _voices(config: SyntheticConfig) -> list[Voice]:
 def _render_all(sessions: list[Session], workers: int) -> Iterator[Rendered]:
     """In order. Fresh processes (spawn) even for one worker: espeak-ng never enters this one."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(sessions)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(sessions)), context, follow_parent) as pool:
         try:
             yield from pool.map(render, sessions)
         except BrokenProcessPool as error:

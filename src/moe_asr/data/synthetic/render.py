@@ -6,6 +6,9 @@ imports it.
 """
 
 import itertools
+import multiprocessing
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,6 +95,18 @@ class Rendered:
     utterances: list[Utterance] = field(default_factory=list)
     file_lengths: dict[str, int] = field(default_factory=dict)
     silent: list[Sentence] = field(default_factory=list)
+
+
+def follow_parent() -> None:
+    """Make this worker end with the process that started it, even if that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def render(session: Session) -> Rendered:
