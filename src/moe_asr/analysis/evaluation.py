@@ -19,7 +19,7 @@ from moe_asr.data.selection import target_text
 from moe_asr.errors import InputError
 from moe_asr.measure.normalize import normalizer
 from moe_asr.measure.results import Scored, test_set_result
-from moe_asr.measure.rtf import BatchTime, speed_receipt, timed
+from moe_asr.measure.rtf import TimedBatch, speed_receipt, timed
 from moe_asr.runs.directory import write_atomically
 from moe_asr.runs.recognizer import Recognizer
 
@@ -64,7 +64,7 @@ def evaluate_set(
     by_duration = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
     groups = [by_duration[i : i + decode.batch] for i in range(0, len(by_duration), decode.batch)]
     texts: dict[str, str] = {}
-    times: list[BatchTime] = []
+    times: list[TimedBatch] = []
     problems: list[Problem] = []
     load: dict[str, SiteLoad] = {}
     for group in groups:
@@ -76,9 +76,7 @@ def evaluate_set(
         if not times:
             recognizer.decode(waveforms, decode)
         seconds = sum(map(len, waveforms)) / rate
-        (found, routing), time = timed(
-            lambda w=waveforms: recognizer.decode(w, decode), seconds, recognizer.device
-        )
+        (found, routing), time = timed(lambda w=waveforms: recognizer.decode(w, decode), seconds, recognizer.device)
         times.append(time)
         load = merge(load, expert_load(routing))
         texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
@@ -89,13 +87,8 @@ def evaluate_set(
         Scored(u.id, target_text(u, recognizer.tokenizer.unit), texts.get(u.id, ""), u.speaker, u.sources)
         for u in described
     ]
-    lines = [
-        {"id": s.id, "speaker": s.speaker, "reference": s.reference, "hypothesis": s.hypothesis}
-        for s in scored
-    ]
-    write_atomically(
-        file, lambda f: f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    )
+    lines = [{"id": s.id, "speaker": s.speaker, "reference": s.reference, "hypothesis": s.hypothesis} for s in scored]
+    write_atomically(file, lambda f: f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     receipt = speed_receipt(times, batch=decode.batch, warm_up=1, device=recognizer.device)
     result = test_set_result(scored, normalizer(config.data.normalizer), error_units(config), receipt)
     return {
@@ -123,13 +116,9 @@ def results_table(results: dict[str, Any]) -> str:
                 f"{result['interval']['method']})"
             )
             for speaker, own in result.get("per_speaker", {}).items():
-                lines.append(
-                    f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s"
-                )
+                lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")
             if result["unreadable"]:
-                lines.append(
-                    f"  {len(result['unreadable'])} utterances could not be read and count as deleted"
-                )
+                lines.append(f"  {len(result['unreadable'])} utterances could not be read and count as deleted")
             if result["outside_tokenizer"]:
                 lines.append(f"  {result['outside_tokenizer']} references hold text outside the tokenizer")
     if speed := next((r["speed"] for p in ("test", "dev") for r in results.get(p, {}).values()), None):
@@ -139,9 +128,7 @@ def results_table(results: dict[str, Any]) -> str:
         )
     for name, result in results.get("test", {}).items():
         for site, shares in result["experts"].items():
-            lines.append(
-                f"experts {name} {site}: " + " ".join(f"{100 * share:.0f}" for share in shares) + " %"
-            )
+            lines.append(f"experts {name} {site}: " + " ".join(f"{100 * share:.0f}" for share in shares) + " %")
     if "params_total" in results:
         lines.append(
             f"{results['params_total'] / 1e6:.2f} M parameters, {results['params_active'] / 1e6:.2f} M active; "

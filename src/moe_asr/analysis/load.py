@@ -18,9 +18,7 @@ class SiteLoad:
     positions: int
 
     def __add__(self, other: "SiteLoad") -> "SiteLoad":
-        return SiteLoad(
-            self.counts + other.counts, self.entropy + other.entropy, self.positions + other.positions
-        )
+        return SiteLoad(self.counts + other.counts, self.entropy + other.entropy, self.positions + other.positions)
 
     @property
     def shares(self) -> Tensor:

@@ -35,13 +35,9 @@ def run(config: EvaluateConfig) -> None:
     try:
         (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"The results cannot be written ({error}); choose a folder with out=FOLDER."
-        ) from error
+        raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
     results = {
-        "test": evaluate_splits(
-            recognizer, dataclasses.replace(trained, data=data), data.test, config.decode, folder
-        ),
+        "test": evaluate_splits(recognizer, dataclasses.replace(trained, data=data), data.test, config.decode, folder),
         "data": data.path,
         **environment(),
     }

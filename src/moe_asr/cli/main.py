@@ -17,16 +17,12 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command(
-        "CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")
-    ),
+    "prepare": Command("CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")),
     "train": Command("", "train a model; -m runs a grid", sweeps=True),
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
     "inspect": Command("", "the model as a table, without training it"),
-    "score": Command(
-        "HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")
-    ),
+    "score": Command("HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")),
 }
 
 
@@ -39,7 +35,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "moe-asr COMMAND --help lists the options of a command. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
+                "moe-asr COMMAND --help lists its options. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
         ]
     )
 
@@ -96,7 +92,7 @@ def dispatch(words: list[str]) -> int:
         return 0
     overrides, positionals = split_words(name, rest)
     if hasattr(command, "complete"):
-        overrides = command.complete(overrides, *positionals.values())
+        overrides = command.complete(overrides, positionals)
     multirun = bool({"-m", "--multirun"} & set(flags))
     if multirun and not COMMANDS[name].sweeps:
         raise InputError(f"moe-asr {name} runs one job at a time: leave out -m.")

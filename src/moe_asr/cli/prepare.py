@@ -1,17 +1,17 @@
 """`moe-asr prepare CORPUS [SOURCE]`: makes the manifests (and for `synthetic` the audio) that training reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moe_asr.config.prepare import Corpus, PrepareConfig
 
 CONFIG = PrepareConfig
 
 
-def complete(overrides: Sequence[str], corpus: str) -> list[str]:
+def complete(overrides: Sequence[str], positionals: Mapping[str, object]) -> list[str]:
     """Options of the corpus itself need no prefix: ``prepare synthetic hours=2`` means synthetic.hours=2."""
     from moe_asr.config.compose import option_keys
 
-    keys = set(option_keys(PrepareConfig))
+    keys, corpus = set(option_keys(PrepareConfig)), positionals.get("corpus", "")
     return [
         f"{corpus}.{override}"
         if override.partition("=")[0] not in keys and f"{corpus}.{override.partition('=')[0]}" in keys
@@ -50,6 +50,4 @@ def _synthetic(config: PrepareConfig) -> None:
     for note in made.notes:
         print(note)
     for name, size in made.card.splits.items():
-        print(
-            f"{config.folder}/{name}: {size.utterances} utterances, {size.hours:.2f} h, {size.speakers} voices"
-        )
+        print(f"{config.folder}/{name}: {size.utterances} utterances, {size.hours:.2f} h, {size.speakers} voices")

@@ -9,6 +9,7 @@ import difflib
 import enum
 import typing
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,10 +50,7 @@ def closest(word: str, candidates: list[str]) -> str:
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not near:
         by_leaf = {key.rpartition(".")[2]: key for key in candidates}
-        near = [
-            by_leaf[leaf]
-            for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), 1, 0.7)
-        ]
+        near = [by_leaf[leaf] for leaf in difflib.get_close_matches(word.rpartition(".")[2], list(by_leaf), 1, 0.7)]
     return f"; did you mean {near[0]}?" if near else "."
 
 
@@ -115,9 +113,7 @@ def explain(error: Exception, schema: type) -> str:
     return f"{key}: {text}" if key else text
 
 
-def compose_config(
-    command: str, schema: type[C], overrides: list[str], values: dict[str, Any] | None = None
-) -> C:
+def compose_config(command: str, schema: type[C], overrides: list[str], values: dict[str, Any] | None = None) -> C:
     """Composes `configs/<command>.yaml` with the overrides, then `values`, and returns it as a typed `schema`.
 
     Raises InputError for an unknown option, group choice or value, a grid without ``-m``, and contradictory options.
@@ -167,9 +163,7 @@ def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Calla
 
     sys.argv = [sys.argv[0], *overrides, "-m"]
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(
-            task
-        )()
+        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(task)()
     except (hydra.errors.HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, schema)) from error
 
@@ -184,7 +178,7 @@ def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]
     body = typing.cast(ast.ClassDef, tree).body
     docs = {
         first.target.id: second.value.value
-        for first, second in zip(body, body[1:], strict=False)
+        for first, second in pairwise(body)
         if isinstance(first, ast.AnnAssign)
         and isinstance(first.target, ast.Name)
         and isinstance(second, ast.Expr)

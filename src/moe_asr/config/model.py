@@ -31,6 +31,8 @@ class EncoderConfig:
     width: int = 144
     heads: int = 4
     ffn_width: int = 576
+    subsampling_channels: int | None = None
+    """Channels of the two strided convolutions; null = width, as published. They dominate the cost of small models."""
     kernel: int = 15
     """Taps of the depthwise convolution."""
     causal: bool = True

@@ -99,9 +99,7 @@ class DecodeConfig:
     """Utterances decoded together."""
 
     def __post_init__(self) -> None:
-        require(
-            self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy."
-        )
+        require(self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy.")
         require(
             all(c >= 1 for c in [*self.chunks, self.chunk or 1]),
             "decode.chunk and decode.chunks count frames and must be at least 1.",
@@ -161,9 +159,7 @@ class TrainConfig:
             "a model without decoders trains on CTC alone: write loss.ctc_weight=1.0 or model.decoder.layers=1.",
         )
         require(
-            self.loss.ctc_weight == 1.0
-            or self.loss.reverse_weight == 0.0
-            or self.model.decoder.reverse_layers > 0,
+            self.loss.ctc_weight == 1.0 or self.loss.reverse_weight == 0.0 or self.model.decoder.reverse_layers > 0,
             "loss.reverse_weight above 0 needs a right-to-left decoder: "
             "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1.",
         )

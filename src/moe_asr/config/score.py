@@ -24,11 +24,12 @@ class Unit(StrEnum):
 
 @dataclass
 class ScoreConfig:
-    """Two transcript files: Kaldi text (`id words...`), CTM, or JSONL."""
-
     hypothesis: str = ""
+    """What was recognised: Kaldi text (`id words...`), CTM, or JSONL with `id` and `hypothesis` or `text`."""
     reference: str = ""
+    """What was said, in any of these forms."""
     unit: Unit = Unit.word
+    """What an error rate counts."""
     normalizer: str = "none"
     """How both sides are normalised first; see `moe_asr.measure.normalize`."""
     utt2spk: str | None = None

@@ -61,9 +61,7 @@ def read_all(cuts: Sequence[Cut], sample_rate: int) -> tuple[dict[int, Tensor], 
 
 def pad(rows: Sequence[Tensor], value: float = 0.0) -> tuple[Tensor, Tensor]:
     """Tensors of different length -> one padded batch and the lengths (B,)."""
-    return pad_sequence(list(rows), batch_first=True, padding_value=value), torch.tensor(
-        [len(row) for row in rows]
-    )
+    return pad_sequence(list(rows), batch_first=True, padding_value=value), torch.tensor([len(row) for row in rows])
 
 
 def make_batch(
@@ -144,9 +142,7 @@ class EvaluationBatches(Dataset[LoadedBatch]):
         if not samples:
             return LoadedBatch(None, None, problems)
         ids = [cuts[i].id for i in samples]
-        return LoadedBatch(
-            None, make_batch(list(samples.values()), [()] * len(ids), ids, self.log_mel), problems
-        )
+        return LoadedBatch(None, make_batch(list(samples.values()), [()] * len(ids), ids, self.log_mel), problems)
 
 
 def sample_cuts(cuts: Sequence[Cut], count: int, rng: numpy.random.Generator) -> list[Cut]:

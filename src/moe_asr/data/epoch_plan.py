@@ -9,6 +9,7 @@ state to resume from is just (epoch, position).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import ceil
 
 from moe_asr.config.data import BatchConfig
@@ -67,7 +68,7 @@ class EpochPlan:
         for members, count in self.buckets:
             shuffled = [members[i] for i in rng.permutation(len(members))]
             bounds = [len(shuffled) * i // count for i in range(count + 1)]
-            batches += [shuffled[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+            batches += [shuffled[a:b] for a, b in pairwise(bounds)]
         order = rng.permutation(len(batches))
         return [sorted(batches[i], key=lambda u: (-self.durations[u], u)) for i in order[rank :: self.ranks]]
 

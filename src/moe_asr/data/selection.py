@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from lhotse.cut import Cut
@@ -21,7 +22,7 @@ def target_text(utterance: Utterance, unit: TokenUnit) -> str:
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
     """Frames the shortest CTC path of a token sequence takes: a blank must separate repeated tokens."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
 def select_for_training(
@@ -63,7 +64,5 @@ def select_for_training(
 
 def summary(problems: Sequence[Problem], total: int) -> str:
     """One line, e.g. "3 of 2000 utterances left out (2 no text, 1 too short for CTC)"."""
-    reasons = ", ".join(
-        f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).most_common()
-    )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).most_common())
     return f"{len(problems)} of {total} utterances left out ({reasons})"

@@ -34,6 +34,7 @@ class LogMel(nn.Module):
 
     def __init__(self, config: FeaturesConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self.sample_rate = config.sample_rate
         self.width = round(config.sample_rate * config.frame_length_ms / 1000)
         self.shift = round(config.sample_rate * config.frame_shift_ms / 1000)
         self.fft_size = 2 ** math.ceil(math.log2(self.width))

@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.cmvn = Cmvn(mel_bins)
-        self.subsampling = Subsampling(mel_bins, config.width)
+        self.subsampling = Subsampling(mel_bins, config.width, config.subsampling_channels or config.width)
         self.positions = RelativePositions(config.position_dropout)
         self.layers = nn.ModuleList(EncoderLayer(config, i, feed_forward) for i in range(config.layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width)

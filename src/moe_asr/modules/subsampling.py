@@ -25,11 +25,11 @@ class Subsampling(nn.Module):
     Needs ``T >= 7``.
     """
 
-    def __init__(self, mel_bins: int, width: int) -> None:
+    def __init__(self, mel_bins: int, width: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, width, 3, 2)
-        self.conv2 = nn.Conv2d(width, width, 3, 2)
-        self.project = nn.Linear(width * (((mel_bins - 1) // 2 - 1) // 2), width)
+        self.conv1 = nn.Conv2d(1, channels, 3, 2)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 2)
+        self.project = nn.Linear(channels * (((mel_bins - 1) // 2 - 1) // 2), width)
 
     def forward(self, features: Tensor) -> Tensor:
         # One input channel makes a poor convolution but a good matrix product, whose output is channels-last:

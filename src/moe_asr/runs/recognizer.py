@@ -53,9 +53,7 @@ class Recognizer:
     @staticmethod
     def of(model: AsrModel, tokenizer: Tokenizer, config: TrainConfig, device: str = "cpu") -> "Recognizer":
         target = torch.device(device)
-        return Recognizer(
-            model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target
-        )
+        return Recognizer(model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target)
 
     @torch.inference_mode()
     def decode(
@@ -67,18 +65,14 @@ class Recognizer:
         padded = pad_sequence(list(samples), batch_first=True).to(self.device)
         features, feature_lengths = self.log_mel(padded, lengths)
         encoded = self.model.encode(features, feature_lengths, Chunking(decode.chunk, decode.left))
-        hypotheses = ctc_greedy(
-            self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths, self.tokenizer.blank
-        )
+        hypotheses = ctc_greedy(self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths, self.tokenizer.blank)
         return [self.transcript(h) for h in hypotheses], encoded.routing
 
     def transcript(self, hypothesis: Hypothesis, notes: tuple[str, ...] = ()) -> Transcript:
         seconds = tuple(frame * FRAME_SECONDS for frame in hypothesis.frames)
         return Transcript(self.tokenizer.decode(hypothesis.tokens), hypothesis, seconds, notes)
 
-    def transcribe(
-        self, audio: str | Path | numpy.ndarray | Tensor, decode: DecodeConfig | None = None
-    ) -> Transcript:
+    def transcribe(self, audio: str | Path | numpy.ndarray | Tensor, decode: DecodeConfig | None = None) -> Transcript:
         """A file, or samples (S,) at the model's sample rate. Raises InputError for audio that cannot be read."""
         notes: tuple[str, ...] = ()
         if isinstance(audio, str | Path):

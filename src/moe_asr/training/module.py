@@ -78,9 +78,7 @@ class AsrTraining(pl.LightningModule):
         segment, batch = self.segment, self.config.batch
         planned = self.data.plan.batches(segment.epoch, self.trainer.global_rank)
         groups = group_sizes(planned, self.config.trainer.accumulate)
-        plans = [
-            PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)
-        ]
+        plans = [PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)]
         dataset = TrainingBatches(
             self.data.cuts,
             self.data.tokens,
@@ -131,9 +129,7 @@ class AsrTraining(pl.LightningModule):
             "loss": losses.total,
             **{f"loss_{n}": v for n, v in losses.parts.items()},
         }.items():
-            self.parts[name] = (
-                self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
-            )
+            self.parts[name] = self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
         self.ledger.write_json(
             {
                 "epoch": plan.epoch,
@@ -146,9 +142,7 @@ class AsrTraining(pl.LightningModule):
         )
         return {"loss": losses.total * share * self.config.trainer.accumulate, "routing": routing}
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Sets the learning rate, logs gradient norms, clips; a step whose norm is not finite changes nothing."""
         self.step += 1
         lr = set_learning_rate(optimizer, self.config.optim, self.step, self.segments[-1].last_step)
@@ -203,17 +197,13 @@ class AsrTraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         rates = {
-            f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": self.over_ranks(
-                counts
-            ).rate
+            f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": self.over_ranks(counts).rate
             for (size, unit), counts in self.edits.items()
         }
         self.dev_error = rates[f"val/{self.config.data.error_unit.rate}"]
         self.log_metrics(rates | load_metrics(self.load))
         shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
-        self.validation_line = (
-            f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
-        )
+        self.validation_line = f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
 
     def over_ranks(self, counts: EditCounts) -> EditCounts:
         """The sum over all processes."""

@@ -12,14 +12,10 @@ from moe_asr.errors import InputError
 
 def check_prefixes(option: str, prefixes: Iterable[str], names: Sequence[str]) -> None:
     """Refuses a parameter prefix that matches nothing."""
-    modules = sorted(
-        {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
-    )
+    modules = sorted({".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)})
     for prefix in prefixes:
         if not any(matches(name, prefix) for name in names):
-            raise InputError(
-                f"{option} names {prefix}, which no parameter starts with{closest(prefix, modules)}"
-            )
+            raise InputError(f"{option} names {prefix}, which no parameter starts with{closest(prefix, modules)}")
 
 
 def matches(name: str, prefix: str) -> bool:
@@ -49,9 +45,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             grouped.setdefault((scale_of(name, config.lr_scale), decay), []).append(parameter)
     if not grouped:
         raise InputError("Nothing is left to train: freeze covers every parameter.")
-    groups = [
-        {"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in sorted(grouped.items())
-    ]
+    groups = [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in sorted(grouped.items())]
     kind = torch.optim.AdamW if config.name is OptimizerName.adamw else torch.optim.Adam
     return kind(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]))
 
@@ -65,9 +59,7 @@ def schedule_factor(step: int, config: OptimConfig, total_steps: int) -> float:
     return (max(config.warmup_steps, 1) / step) ** 0.5
 
 
-def set_learning_rate(
-    optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int
-) -> float:
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int) -> float:
     """Sets the rate of optimiser step `step` (from 1) in every group; a function of the step, so there is no state."""
     lr = config.lr * schedule_factor(step, config, total_steps)
     for group in optimizer.param_groups:

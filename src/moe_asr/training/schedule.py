@@ -42,9 +42,7 @@ def _segments(batches_per_epoch: int, trainer: TrainerConfig) -> Iterator[Segmen
             first_step = epoch * per_epoch + start // trainer.accumulate
             last_step = first_step + steps_of(stop - start, trainer.accumulate)
             end_of_epoch = stop == batches_per_epoch
-            validate = end_of_epoch and (
-                (epoch + 1) % trainer.validate_every == 0 or epoch + 1 == trainer.epochs
-            )
+            validate = end_of_epoch and ((epoch + 1) % trainer.validate_every == 0 or epoch + 1 == trainer.epochs)
             if 0 < trainer.max_steps <= last_step:
                 stop = min(stop, start + (trainer.max_steps - first_step) * trainer.accumulate)
                 yield Segment(epoch, start, stop, first_step, trainer.max_steps, validate=True)

@@ -10,8 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
-from moe_asr.models.counting import count_parameters
-from moe_asr.models.u2pp import AsrModel
+from moe_asr.models.u2pp import AsrModel, parameter_counts
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -54,9 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return results
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    write_atomically(
-        run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    )
+    write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(resolved))))
     write_json(run.path / "environment.json", environment())
     state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
     tokenizer, data, problems = load_data(config, state)
@@ -66,7 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     weights = average([run.path / "checkpoints" / c.file for c in candidates])
     save_checkpoint(run.model, Checkpoint(config, tokenizer, weights))
     model.load_state_dict(weights)
-    total, active = count_parameters(model)
+    total, active = parameter_counts(model)
     recognizer = Recognizer.of(model, tokenizer, config, device="cuda" if uses_gpu(config) else "cpu")
     results = {
         **evaluate_run(recognizer, config, run.path),
@@ -92,9 +89,7 @@ def load_splits(config: TrainConfig, names: list[str]) -> list[Cut]:
     return [cut for name in names for cut in read_split(config.data.path, name)]
 
 
-def load_data(
-    config: TrainConfig, state: dict[str, Any] | None
-) -> tuple[Tokenizer, TrainingData, list[Problem]]:
+def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokenizer, TrainingData, list[Problem]]:
     cuts = load_splits(config, config.data.train)
     dev = load_splits(config, config.data.dev)
     if config.data.limit is not None:
@@ -107,9 +102,7 @@ def load_data(
         tokenizer = train_tokenizer(
             config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
         )
-    usable, tokens, problems = select_for_training(
-        cuts, tokenizer, config.data, config.features, config.augment
-    )
+    usable, tokens, problems = select_for_training(cuts, tokenizer, config.data, config.features, config.augment)
     if not usable:
         raise InputError(f"No training utterance can be used: {summary(problems, len(cuts))}.")
     if not dev:
@@ -138,7 +131,7 @@ def initial_model(
         if config.init_from:
             adopt(model, load_checkpoint(config.init_from).weights)
         sample = sample_cuts(cuts, config.features.cmvn_utterances, numpy_rng("cmvn", config.seed))
-        model.set_cmvn(*global_cmvn(sample, config.features))
+        model.encoder.cmvn.set_cmvn(*global_cmvn(sample, config.features))
     freeze(model, config.freeze)
     return model
 
@@ -146,16 +139,10 @@ def initial_model(
 def adopt(model: AsrModel, weights: dict[str, Tensor]) -> None:
     """Copies every parameter whose name and shape agree, and says which start anew."""
     own = model.state_dict()
-    fitting = {
-        name: value for name, value in weights.items() if name in own and own[name].shape == value.shape
-    }
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     anew = sorted(set(own) - set(fitting))
     model.load_state_dict({**own, **fitting})
-    print(
-        f"{len(fitting)} of {len(own)} tensors taken over"
-        + (f"; new: {', '.join(anew)}" if anew else "")
-        + "."
-    )
+    print(f"{len(fitting)} of {len(own)} tensors taken over" + (f"; new: {', '.join(anew)}" if anew else "") + ".")
 
 
 def global_cmvn(cuts: list[Cut], features: FeaturesConfig) -> tuple[Tensor, Tensor]:
@@ -229,9 +216,7 @@ def fit(
     """Trains what is left of the run; returns the training seconds of all its parts and the models to average."""
     plan = segments(len(data.plan), config.trainer)
     offsets = state["offsets"] if state else {}
-    logs = {
-        name: AppendLog(run.path / name, offsets.get(name, 0)) for name in ("metrics.csv", "ledger.jsonl")
-    }
+    logs = {name: AppendLog(run.path / name, offsets.get(name, 0)) for name in ("metrics.csv", "ledger.jsonl")}
     if state is None:
         logs["metrics.csv"].write_rows([("step", "metric", "value")])
     else:
@@ -265,9 +250,7 @@ def fit(
     return recorder.seconds + time.monotonic() - recorder.started, recorder.candidates
 
 
-def lightning(
-    config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder
-) -> pl.Trainer:
+def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder) -> pl.Trainer:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*num_training_batches.*|.*number of training batches.*")
     return pl.Trainer(
