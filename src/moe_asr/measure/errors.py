@@ -101,5 +101,5 @@ def paired_ids(references: Mapping[str, object], hypotheses: Mapping[str, object
         ([i for i in hypotheses if i not in references], "without a reference"),
     )
     found = " and ".join(f"{len(ids)} {what} (e.g. {ids[0]})" for ids, what in sides if ids)
-    remedy = "score those with partial=true" if common else "check that both sides name utterances alike"
-    raise InputError(f"Hypotheses and references share {len(common)} utterances, but there are {found}; {remedy}.")
+    remedy = "score the common ones with partial=true" if common else "check that both name utterances alike"
+    raise InputError(f"Hypotheses and references differ: {len(common)} utterances in common, {found}; {remedy}.")

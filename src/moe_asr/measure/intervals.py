@@ -34,7 +34,7 @@ from moe_asr.randomness import numpy_rng
 Array = NDArray[numpy.float64]
 
 FEWEST_SPEAKERS, FEWEST_FOR_BOOTSTRAP, FEWEST_SOURCES = 5, 20, 20
-RESAMPLES = 4000
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ def _over_speakers(errors: Array, tokens: Array) -> Interval:
 def _bootstrap_t(errors: Array, tokens: Array, rate: float, error: float) -> tuple[float, float] | None:
     """None where too many resamples see no spread, as happens when very few speakers have errors."""
     size = len(errors)
-    drawn = numpy_rng("interval", RESAMPLES).multinomial(size, numpy.full(size, 1 / size), RESAMPLES)
-    moments = numpy.stack([errors, tokens, errors**2, errors * tokens, tokens**2], axis=1)
-    e, n, ee, en, nn = (drawn.astype(float) @ moments).T
+    rng = numpy_rng("interval", RESAMPLES)
+    moments = numpy.stack([errors, tokens, errors**2, errors * tokens, tokens**2])
+    parts = [moments[:, rng.integers(0, size, (1000, size))].sum(axis=-1) for _ in range(RESAMPLES // 1000)]
+    e, n, ee, en, nn = numpy.concatenate(parts, axis=1)
     with numpy.errstate(divide="ignore", invalid="ignore"):
         rates = e / n
         spread = numpy.sqrt(numpy.maximum(0, size / (size - 1) * (ee - 2 * rates * en + rates**2 * nn))) / n
