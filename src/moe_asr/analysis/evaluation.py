@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def evaluate_set(
         if not times:
             recognizer.decode(waveforms, decode)
         seconds = sum(map(len, waveforms)) / rate
-        (found, routing), time = timed(lambda w=waveforms: recognizer.decode(w, decode), seconds, recognizer.device)
+        (found, routing), time = timed(partial(recognizer.decode, waveforms, decode), seconds, recognizer.device)
         times.append(time)
         load = merge(load, expert_load(routing))
         texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
@@ -87,7 +88,7 @@ def evaluate_set(
         Scored(u.id, target_text(u, recognizer.tokenizer.unit), texts.get(u.id, ""), u.speaker, u.sources)
         for u in described
     ]
-    lines = [{"id": s.id, "speaker": s.speaker, "reference": s.reference, "hypothesis": s.hypothesis} for s in scored]
+    lines = [asdict(s) for s in scored]
     write_atomically(file, lambda f: f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     receipt = speed_receipt(times, batch=decode.batch, warm_up=1, device=recognizer.device)
     result = test_set_result(scored, normalizer(config.data.normalizer), error_units(config), receipt)
@@ -112,8 +113,8 @@ def results_table(results: dict[str, Any]) -> str:
             also = "".join(f"  {k.upper()} {100 * result[k]:.2f} %" for k in others)
             lines.append(
                 f"{part}/{name:<10} {unit.rate.upper()} {100 * result[unit.rate]:.2f} % {between}{also}  "
-                f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, {result['num_tokens']} {unit.value}s, "
-                f"{result['interval']['method']})"
+                f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, "
+                f"{result['num_tokens']} {unit.value}s, {result['interval']['method']})"
             )
             for speaker, own in result.get("per_speaker", {}).items():
                 lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")

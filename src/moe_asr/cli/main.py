@@ -35,7 +35,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-                "moe-asr COMMAND --help lists its options. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
+            "moe-asr COMMAND --help lists its options. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
         ]
     )
 

@@ -31,6 +31,7 @@ def run(config: PrepareConfig) -> None:
 
 def _synthetic(config: PrepareConfig) -> None:
     import dataclasses
+    import sys
     from pathlib import Path
 
     from rich.progress import Progress
@@ -38,7 +39,7 @@ def _synthetic(config: PrepareConfig) -> None:
     from moe_asr.data.synthetic.corpus import generate
 
     options = dataclasses.replace(config.synthetic, seed=config.seed)
-    with Progress(transient=True, disable=None) as bar:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
         task = bar.add_task("speaking", total=None)
         made = generate(
             options,

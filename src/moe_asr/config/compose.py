@@ -46,7 +46,7 @@ def groups() -> dict[str, list[str]]:
 
 
 def closest(word: str, candidates: list[str]) -> str:
-    """``"; did you mean X?"`` or nothing; a key is also found by its last part alone (``placment`` -> moe.placement)."""
+    """``"; did you mean X?"`` or a full stop; a key is found by its last part too (``placment``: moe.placement)."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.6)
     if not near:
         by_leaf = {key.rpartition(".")[2]: key for key in candidates}
@@ -187,7 +187,8 @@ def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         hint = hints[field.name]
-        value = field.default_factory() if field.default is dataclasses.MISSING else field.default  # type: ignore[misc]
+        factory = field.default_factory
+        value = field.default if factory is dataclasses.MISSING else factory()
         if dataclasses.is_dataclass(hint):
             yield from option_help(typing.cast(type, hint), f"{prefix}{field.name}.")
             continue

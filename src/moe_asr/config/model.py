@@ -137,7 +137,7 @@ class RouterConfig:
 
 @dataclass
 class LossConfig:
-    """``ctc_weight * CTC + (1 - ctc_weight) * ((1 - reverse_weight) * L2R + reverse_weight * R2L)`` (U2++, section 2.2)."""
+    """``ctc_weight * CTC + (1 - ctc_weight) * ((1 - reverse_weight) * L2R + reverse_weight * R2L)`` (U2++)."""
 
     ctc_weight: float = 0.3
     reverse_weight: float = 0.3

@@ -8,7 +8,6 @@ from typing import Self
 import numpy
 import torch
 from lhotse.cut import Cut
-from moe_asr.models.batch import Batch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -18,6 +17,7 @@ from moe_asr.data.augmentation import augment_features, augment_samples
 from moe_asr.data.manifest import Problem, load_samples
 from moe_asr.errors import InputError
 from moe_asr.features.fbank import LogMel
+from moe_asr.models.batch import Batch
 from moe_asr.randomness import numpy_rng
 
 
@@ -39,8 +39,8 @@ class LoadedBatch:
     batch: Batch | None
     problems: tuple[Problem, ...]
 
-    def to(self, *args: object, **kwargs: object) -> Self:
-        return self if self.batch is None else replace(self, batch=self.batch.to(*args, **kwargs))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self if self.batch is None else replace(self, batch=self.batch.to(device, non_blocking))
 
 
 def checksum(features: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""A model on disk: configuration, tokenizer and weights as plain data, so that it loads without arguments or pickles."""
+"""A model on disk: configuration, tokenizer and weights as plain data, so it loads without arguments or pickles."""
 
 import io
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moe_asr.models.u2pp import AsrModel, build_model
 from torch import Tensor
 
 from moe_asr.config.compose import to_plain, to_typed
 from moe_asr.config.program import TrainConfig
 from moe_asr.errors import InputError
 from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.models.u2pp import AsrModel, build_model
 from moe_asr.runs.directory import write_atomically
 
 

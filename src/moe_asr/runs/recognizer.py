@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy
 import torch
-from moe_asr.decoding.ctc_greedy import ctc_greedy
-from moe_asr.decoding.hypotheses import Hypothesis
-from moe_asr.models.u2pp import AsrModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from moe_asr.config.program import DecodeConfig, TrainConfig
+from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.decoding.hypotheses import Hypothesis
 from moe_asr.features.audio import read_audio
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.runs.checkpoint import build, load_checkpoint
 from moe_asr.tensors import Chunking

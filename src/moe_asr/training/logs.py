@@ -35,7 +35,7 @@ class MetricsCsv(Logger):
     def version(self) -> str:
         return ""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.log.write_rows((step, name, repr(float(value))) for name, value in sorted(metrics.items()))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

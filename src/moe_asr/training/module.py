@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
-from moe_asr.decoding.ctc_greedy import ctc_greedy
-from moe_asr.models.u2pp import AsrModel, draw_chunking
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,9 +17,11 @@ from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, T
 from moe_asr.data.epoch_plan import EpochPlan, group_sizes
 from moe_asr.data.manifest import Problem, describe
 from moe_asr.data.selection import target_text
+from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.measure.errors import EditCounts, edit_counts, total
 from moe_asr.measure.normalize import normalizer
+from moe_asr.models.u2pp import AsrModel, draw_chunking
 from moe_asr.randomness import key_seed, torch_rng
 from moe_asr.runs.directory import AppendLog
 from moe_asr.tensors import Chunking
@@ -208,4 +208,5 @@ class AsrTraining(pl.LightningModule):
     def over_ranks(self, counts: EditCounts) -> EditCounts:
         """The sum over all processes."""
         own = torch.tensor(astuple(counts), device=self.device)
-        return EditCounts(*(int(v) for v in self.all_gather(own).reshape(-1, len(own)).sum(0)))
+        everywhere = cast(Tensor, self.all_gather(own)).reshape(-1, len(own))
+        return EditCounts(*everywhere.sum(0).tolist())

@@ -1,6 +1,7 @@
 """A training run from its configuration to results.json; run again, it goes on where it was, or says it is done."""
 
 import json
+import logging
 import time
 import warnings
 from dataclasses import asdict
@@ -10,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
-from moe_asr.models.u2pp import AsrModel, parameter_counts
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from moe_asr.data.selection import select_for_training, summary, target_text
 from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
+from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.randomness import key_seed, numpy_rng
 from moe_asr.runs.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint, save_tensors
 from moe_asr.runs.directory import (
@@ -251,8 +252,10 @@ def fit(
 
 
 def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder) -> pl.Trainer:
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*num_training_batches.*|.*number of training batches.*")
+    # Lightning's advice on workers and log intervals, and its greeting, say nothing about this run.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*|.*number of training batches.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*|.*across ranks is zero.*")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     return pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
