@@ -1,0 +1,76 @@
+"""What all tests share: a quiet, single-threaded, repeatable process; a tiny corpus; an untrained model on disk."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import moe_asr  # noqa: F401  (first of all: it makes torchaudio importable)
+
+# isort: split
+import torch
+
+from moe_asr.config.data import DataConfig, TokenizerConfig, TokenUnit
+from moe_asr.config.model import DecoderConfig, EncoderConfig, ModelConfig, MoEConfig, Placement
+from moe_asr.config.program import TrainConfig
+from moe_asr.config.synthetic import Engine, SyntheticConfig
+from moe_asr.data.synthetic.corpus import generate
+from moe_asr.features.tokenizer import SPECIALS, Tokenizer
+from moe_asr.runs.checkpoint import Checkpoint, build, save_checkpoint
+
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+DIGITS = ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of 47 training utterances of 4 voices, and 8 dev, 8 seen and 12 unseen ones."""
+    folder = tmp_path_factory.mktemp("corpus") / "digits"
+    options = SyntheticConfig(
+        engine=Engine.formant,
+        hours=0.02,
+        train_voices=4,
+        test_voices=3,
+        utterances_per_test_voice=4,
+        seen_utterances=8,
+        dev_utterances=8,
+        dev_voices=4,
+    )
+    generate(options, folder, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(digits: Path) -> TrainConfig:
+    """A Mixture-of-Experts model of a few thousand parameters for the tiny corpus."""
+    return TrainConfig(
+        model=ModelConfig(
+            encoder=EncoderConfig(layers=1, width=16, heads=2, ffn_width=16, kernel=3, subsampling_channels=4),
+            decoder=DecoderConfig(layers=1, reverse_layers=1, heads=2, ffn_width=16),
+        ),
+        moe=MoEConfig(placement=Placement.encoder, num_experts=4, top_k=2),
+        data=DataConfig(path=str(digits), test=["seen", "unseen"]),
+        tokenizer=TokenizerConfig(unit=TokenUnit.word),
+    )
+
+
+@pytest.fixture(scope="session")
+def untrained(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose model knows nothing, but says something: its output layer is blown up."""
+    folder = tmp_path_factory.mktemp("runs") / "untrained"
+    tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *DIGITS))
+    torch.manual_seed(1)
+    model = build(tiny, tokenizer)
+    with torch.no_grad():
+        model.ctc.output.weight.mul_(30)
+        model.ctc.output.bias.zero_()
+        model.encoder.cmvn.set_cmvn(torch.full((80,), -8.0), torch.full((80,), 0.3))
+    (folder / "checkpoints").mkdir(parents=True)
+    save_checkpoint(folder / "checkpoints" / "model.pt", Checkpoint(tiny, tokenizer, model.state_dict()))
+    return folder
