@@ -54,23 +54,31 @@ def closest(word: str, candidates: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else "."
 
 
-def check_override(override: str, schema: type, grouped: bool) -> None:
-    """Refuses an override whose key or group option does not exist."""
+def groups_of(schema: type) -> dict[str, list[str]]:
+    """The config groups that a command composes: those that are nodes of its schema, and then experiments too."""
+    nodes = {key for key, hint in typing.get_type_hints(schema).items() if dataclasses.is_dataclass(hint)}
+    known = groups()
+    return {name: known[name] for name in known if name in nodes or (name == "experiment" and nodes & set(known))}
+
+
+def checked(override: str, schema: type) -> str:
+    """The override as Hydra wants it; refuses one whose key or group option does not exist."""
     key, equals, value = override.lstrip("+~").partition("=")
     if not equals and not override.startswith("~"):
         raise InputError(f"'{override}' is not of the form key=value.")
     key = key.partition("@")[0]
-    known, keys = (groups() if grouped else {}), list(option_keys(schema))
-    if key in known and key not in ("hydra",):
+    known, keys = groups_of(schema), list(option_keys(schema))
+    if key in known:
         for option in value.split(","):
             if option not in known[key] and option not in ("null", ""):
                 raise InputError(
                     f"{key}={option} does not exist{closest(option, known[key])} There are: {', '.join(known[key])}."
                 )
-        return
-    free_form = any(key.startswith(f"{k}.") for k in keys if typing.get_origin(_hint(schema, k)) is dict)
+        return override
+    free_form = any(f"{key}.".startswith(f"{k}.") for k in keys if typing.get_origin(_hint(schema, k)) is dict)
     if key not in keys and not free_form and not key.startswith("hydra"):
         raise InputError(f"There is no option {key}{closest(key, [*keys, *known])}")
+    return f"++{override.lstrip('+')}" if free_form and equals else override  # only ++ adds keys to a dictionary
 
 
 def _hint(schema: type, key: str) -> Any:
@@ -106,10 +114,16 @@ def explain(error: Exception, schema: type) -> str:
     text = (str(getattr(cause, "msg", None) or cause)).strip().splitlines()[0]
     if ("not in" in text and "Key" in text) or (key and key not in set(option_keys(schema))):
         return f"There is no option {key}{closest(key, list(option_keys(schema)))}"
+    if override := getattr(cause, "override", None):  # its grammar
+        return f"{override} cannot be read: {text}."
+    if text.startswith("Ambiguous value"):
+        grid = text.split("'")[1]
+        return f"{grid} is a grid: add -m to run all of it, or write {grid.replace('=', '=[', 1)}] for a list."
     if key in set(option_keys(schema)):
         hint = _hint(schema, key)
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
-            return f"{key}: {text.rstrip('.')}; it is one of {', '.join(m.name for m in hint)}."
+            names, given = [m.name for m in hint], text.partition("'")[2].partition("'")[0]
+            return f"{key}={given} is not known{closest(given, names)} It is one of {', '.join(names)}."
     return f"{key}: {text}" if key else text
 
 
@@ -122,8 +136,10 @@ def compose_config(command: str, schema: type[C], overrides: list[str], values: 
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
 
-    for override in overrides:
-        check_override(override, schema, grouped=True)
+    # What Hydra would take for a group of another command is a plain value here, e.g. the path `data` of evaluate.
+    foreign = (groups().keys() - groups_of(schema)) & set(option_keys(schema))
+    own = [override for override in overrides if override.partition("=")[0] in foreign]
+    overrides = [checked(override, schema) for override in overrides if override not in own]
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     try:
         with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
@@ -133,7 +149,8 @@ def compose_config(command: str, schema: type[C], overrides: list[str], values: 
     if composed.hydra.sweeper.params:
         grid = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
         raise InputError(f"This is a grid ({grid}): add -m to run all of it.")
-    return to_typed(schema, {**without_hydra(composed), **(values or {})})
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(own)))
+    return to_typed(schema, {**without_hydra(composed), **plain, **(values or {})})
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -153,8 +170,7 @@ def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Calla
     import hydra
     from hydra.core.config_store import ConfigStore
 
-    for override in overrides:
-        check_override(override, schema, grouped=True)
+    overrides = [checked(override, schema) for override in overrides]
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # our own door phrases the errors
 
@@ -174,11 +190,12 @@ def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]
     import inspect
     import textwrap
 
-    tree = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    body = typing.cast(ast.ClassDef, tree).body
+    classes = [base for base in reversed(schema.__mro__) if dataclasses.is_dataclass(base)]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(base))).body[0] for base in classes]
     docs = {
         first.target.id: second.value.value
-        for first, second in pairwise(body)
+        for tree in trees
+        for first, second in pairwise(typing.cast(ast.ClassDef, tree).body)
         if isinstance(first, ast.AnnAssign)
         and isinstance(first.target, ast.Name)
         and isinstance(second, ast.Expr)
