@@ -12,12 +12,14 @@ wandb/             the W&B run
 """
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +82,17 @@ def open_run(config: dict[str, Any]) -> RunDirectory:
             f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER."
         ) from error
     return run
+
+
+@contextmanager
+def only_process(run: RunDirectory) -> Iterator[None]:
+    """Holds the run directory; raises InputError while another process trains in it. A killed process holds nothing."""
+    with (run.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{run.path} is being trained by another process; wait for it or stop it.") from error
+        yield
 
 
 def link(name: Path, target: Path) -> None:

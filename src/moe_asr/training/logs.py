@@ -1,12 +1,11 @@
 """Where numbers go: metrics.csv always, W&B offline or online, and progress for the eye."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -42,26 +41,47 @@ class MetricsCsv(Logger):
         """The configuration lies beside the file."""
 
 
-def wandb_logger(
-    config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]
-) -> WandbLogger | None:
+class WandbRun(Logger):
     """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it."""
-    if config.mode is LoggerMode.disabled:
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
 
-    return WandbLogger(
-        project=config.project,
-        group=config.group,
-        name=name or run.path.name,
-        id=run.path.name,
-        save_dir=str(run.path),
-        config=resolved,
-        mode=config.mode.value,
-        resume="allow",
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
-    )
+    def __init__(self, config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]) -> None:
+        super().__init__()
+        import wandb
+
+        self.run = wandb.init(
+            project=config.project,
+            group=config.group,
+            name=name or run.path.name,
+            id=run.path.name,
+            dir=run.path,
+            config=resolved,
+            mode=config.mode.value,
+            resume="allow" if config.mode is LoggerMode.online else None,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+        )
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return str(self.run.id)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.run.log(dict(metrics), step=step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The configuration was given at the start."""
+
+    def summarize(self, results: Mapping[str, Any]) -> None:
+        """What the run found, as W&B's summary: ``test/<set>/wer``, ``test/<set>/rtf``, parameters, ..."""
+        flat = {key: value for key, value in results.items() if isinstance(value, int | float)}
+        for part in ("dev", "test"):
+            for name, result in results[part].items():
+                numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+                flat |= {f"{part}/{name}/{key}": value for key, value in numbers.items()}
+        self.run.summary.update(flat)
 
 
 class ProgressDisplay:

@@ -37,6 +37,8 @@ class TrainingData:
     tokens: Sequence[Sequence[int]]
     plan: EpochPlan
     dev: Sequence[Cut]
+    corpus: str
+    """Hash of the options that made the corpus."""
 
 
 class AsrTraining(pl.LightningModule):

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
 from omegaconf import OmegaConf
+from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from moe_asr.analysis.evaluation import evaluate_run
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import FeaturesConfig
-from moe_asr.config.program import TrainConfig
+from moe_asr.config.program import LoggerMode, TrainConfig
 from moe_asr.data.batches import EvaluationBatches, sample_cuts
 from moe_asr.data.epoch_plan import EpochPlan
-from moe_asr.data.manifest import Problem, describe, read_split
+from moe_asr.data.manifest import Problem, describe, read_card, read_split
 from moe_asr.data.selection import select_for_training, summary, target_text
 from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
@@ -32,13 +34,14 @@ from moe_asr.runs.directory import (
     AppendLog,
     RunDirectory,
     environment,
+    only_process,
     open_run,
     write_atomically,
     write_json,
 )
 from moe_asr.runs.recognizer import Recognizer
 from moe_asr.training.averaging import Candidate, average, retain
-from moe_asr.training.logs import MetricsCsv, ProgressDisplay, wandb_logger
+from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
 from moe_asr.training.module import AsrTraining, TrainingData
 from moe_asr.training.optimisation import freeze
 from moe_asr.training.schedule import segments
@@ -54,14 +57,33 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return results
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(OmegaConf.create(resolved))))
-    write_json(run.path / "environment.json", environment())
-    state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
-    tokenizer, data, problems = load_data(config, state)
-    report_problems(run, problems, len(data.cuts) + len(problems))
-    model = initial_model(config, tokenizer, data.cuts, state)
-    seconds, candidates = fit(config, run, resolved, model, tokenizer, data, state)
-    weights = average([run.path / "checkpoints" / c.file for c in candidates])
+    with only_process(run):
+        write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(resolved)))
+        write_json(run.path / "environment.json", environment())
+        state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
+        tokenizer, data, problems = load_data(config, state)
+        report_problems(run, problems, len(data.cuts) + len(problems))
+        model = initial_model(config, tokenizer, data.cuts, state)
+        wandb = (
+            None if config.logger.mode is LoggerMode.disabled else WandbRun(config.logger, run, config.name, resolved)
+        )
+        try:
+            recorder = fit(config, run, model, tokenizer, data, state, [wandb] if wandb else [])
+            report_problems(run, problems + recorder.problems, len(data.cuts) + len(problems))
+            results = finish(config, run, model, tokenizer, recorder)
+            if wandb:
+                wandb.summarize(results)
+        finally:
+            if wandb:
+                wandb.run.finish()
+    return results
+
+
+def finish(
+    config: TrainConfig, run: RunDirectory, model: AsrModel, tokenizer: Tokenizer, recorder: "Recorder"
+) -> dict[str, Any]:
+    """Averages the kept checkpoints into the final model, evaluates it, and writes results.json."""
+    weights = average([run.path / "checkpoints" / c.file for c in recorder.candidates])
     save_checkpoint(run.model, Checkpoint(config, tokenizer, weights))
     model.load_state_dict(weights)
     total, active = parameter_counts(model)
@@ -70,9 +92,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         **evaluate_run(recognizer, config, run.path),
         "params_total": total,
         "params_active": active,
-        "train_seconds": seconds,
-        "averaged_steps": [c.step for c in candidates],
-        "commit": environment()["commit"],
+        "train_seconds": recorder.seconds,
+        "averaged_steps": [c.step for c in recorder.candidates],
+        **environment(),
         "config_hash": run.path.name,
         "seed": config.seed,
     }
@@ -103,6 +125,12 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
         tokenizer = train_tokenizer(
             config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
         )
+    corpus = read_card(config.data.path).config_hash
+    if state is not None and state["corpus"] != corpus:
+        raise InputError(
+            f"{config.data.path} was prepared anew since this run began, so it cannot go on; "
+            f"prepare it as before, or start over in another runs= folder."
+        )
     usable, tokens, problems = select_for_training(cuts, tokenizer, config.data, config.features, config.augment)
     if not usable:
         raise InputError(f"No training utterance can be used: {summary(problems, len(cuts))}.")
@@ -110,7 +138,7 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
         raise InputError("There is no dev utterance to select the model by; name a split in data.dev.")
     slowest = tuple(cut.duration / min(config.augment.speeds) for cut in usable)
     plan = EpochPlan(slowest, config.batch, config.seed, ranks=config.trainer.devices)
-    return tokenizer, TrainingData(usable, tokens, plan, dev), problems
+    return tokenizer, TrainingData(usable, tokens, plan, dev, corpus), problems
 
 
 def report_problems(run: RunDirectory, problems: list[Problem], total: int) -> None:
@@ -121,7 +149,7 @@ def report_problems(run: RunDirectory, problems: list[Problem], total: int) -> N
 
 
 def initial_model(
-    config: TrainConfig, tokenizer: Tokenizer, cuts: list[Cut] | Any, state: dict[str, Any] | None
+    config: TrainConfig, tokenizer: Tokenizer, cuts: Sequence[Cut], state: dict[str, Any] | None
 ) -> AsrModel:
     """The model to go on with: of the recovery checkpoint, or new (with the weights of `init_from` where they fit)."""
     torch.manual_seed(key_seed("init", config.seed))
@@ -165,9 +193,14 @@ class Recorder(pl.Callback):
     ) -> None:
         self.run, self.tokenizer, self.logs, self.shown = run, tokenizer, logs, shown
         self.candidates = [Candidate(**c) for c in state["candidates"]] if state else []
-        self.seconds = state["seconds"] if state else 0.0
         self.done = state["segments"] if state else 0
-        self.started = time.monotonic()
+        self.started = time.monotonic() - (state["seconds"] if state else 0.0)
+        self.problems: list[Problem] = []
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, over all parts of a run that was interrupted."""
+        return time.monotonic() - self.started
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: AsrTraining, *args: Any) -> None:  # type: ignore[override]
         self.shown.step(module.step, module.last_loss)
@@ -195,7 +228,8 @@ class Recorder(pl.Callback):
                 "tokenizer": self.tokenizer.to_dict(),
                 "candidates": [asdict(c) for c in self.candidates],
                 "offsets": {name: log.offset() for name, log in self.logs.items()},
-                "seconds": self.seconds + time.monotonic() - self.started,
+                "seconds": self.seconds,
+                "corpus": module.data.corpus,
             },
         )
         # Only now: until the recovery checkpoint names the new candidates, a killed run needs the old ones.
@@ -208,47 +242,39 @@ class Recorder(pl.Callback):
 def fit(
     config: TrainConfig,
     run: RunDirectory,
-    resolved: dict[str, Any],
     model: AsrModel,
     tokenizer: Tokenizer,
     data: TrainingData,
     state: dict[str, Any] | None,
-) -> tuple[float, list[Candidate]]:
-    """Trains what is left of the run; returns the training seconds of all its parts and the models to average."""
+    loggers: list[Logger],
+) -> Recorder:
+    """Trains what is left of the run; the recorder knows the models to average and the seconds of all its parts."""
     plan = segments(len(data.plan), config.trainer)
     offsets = state["offsets"] if state else {}
     logs = {name: AppendLog(run.path / name, offsets.get(name, 0)) for name in ("metrics.csv", "ledger.jsonl")}
+    done_steps = 0
     if state is None:
         logs["metrics.csv"].write_rows([("step", "metric", "value")])
     else:
-        print(f"Going on with {run.path} after step {plan[state['segments'] - 1].last_step}.")
-    display = ProgressDisplay(
-        plan[-1].last_step, plan[state["segments"] - 1].last_step if state else 0, config.trainer.progress
-    )
+        done_steps = plan[state["segments"] - 1].last_step
+        print(f"Going on with {run.path} after step {done_steps} of {plan[-1].last_step}.")
+    display = ProgressDisplay(plan[-1].last_step, done_steps, config.trainer.progress)
     recorder = Recorder(run, tokenizer, logs, state, display)
-    wandb = wandb_logger(config.logger, run, config.name, resolved)
-    loggers = [MetricsCsv(logs["metrics.csv"]), *([wandb] if wandb else [])]
-    module = AsrTraining(
-        model,
-        tokenizer,
-        config,
-        data,
-        plan[recorder.done :],
-        logs["ledger.jsonl"],
-        state["optimizer"] if state else None,
-    )
+    left = plan[recorder.done :]
+    optimizer = state["optimizer"] if state else None
+    module = AsrTraining(model, tokenizer, config, data, left, logs["ledger.jsonl"], optimizer)
     try:
-        if recorder.done < len(plan):
-            lightning(config, len(plan) - recorder.done, run.path, loggers, recorder).fit(module)
+        if left:
+            trainer = lightning(config, len(left), run.path, [MetricsCsv(logs["metrics.csv"]), *loggers], recorder)
+            trainer.fit(module)
+    except SystemExit as ended:  # how Lightning answers Ctrl-C
+        raise KeyboardInterrupt from ended
     finally:
         display.close()
         for log in logs.values():
             log.close()
-        if wandb:
-            import wandb as wb
-
-            wb.finish()
-    return recorder.seconds + time.monotonic() - recorder.started, recorder.candidates
+    recorder.problems = module.problems
+    return recorder
 
 
 def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder) -> pl.Trainer:
