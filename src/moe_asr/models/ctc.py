@@ -9,7 +9,7 @@ from moe_asr.errors import InputError
 
 def ctc_feasible(tokens: Tensor, token_lengths: Tensor, frame_lengths: Tensor) -> Tensor:
     """(B,) bool: whether an alignment exists, i.e. frames >= tokens + immediate repeats."""
-    pair = torch.arange(1, tokens.shape[1], device=tokens.device) < token_lengths.unsqueeze(1)
+    pair = torch.arange(1, max(tokens.shape[1], 1), device=tokens.device) < token_lengths.unsqueeze(1)
     repeats = ((tokens[:, 1:] == tokens[:, :-1]) & pair).sum(1)
     return frame_lengths >= (token_lengths + repeats).clamp(min=1)
 

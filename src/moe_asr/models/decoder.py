@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from moe_asr.config.model import DecoderConfig
 from moe_asr.models.encoder import NO_ROUTERS, EncoderOutput
-from moe_asr.modules.attention import CausalSelfAttention, CrossAttention
+from moe_asr.modules.attention import CrossAttention, SelfAttention
+from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routing import MoESite, RoutingTrace, SiteTrace
 from moe_asr.modules.moe.sharing import Routers
 from moe_asr.modules.positions import AbsolutePositions
@@ -35,15 +36,15 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.site = site
         self.norm_self, self.norm_cross, self.norm_ffn = (nn.LayerNorm(width) for _ in range(3))
-        self.self_attention = CausalSelfAttention(width, config.heads, config.self_attention_dropout)
+        self.self_attention = SelfAttention(width, config.heads, config.self_attention_dropout)
         self.cross_attention = CrossAttention(width, config.heads, config.cross_attention_dropout)
         self.ffn_out = feed_forward(site)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, valid: Tensor, memory: Tensor, mask: Tensor | None, routers: Routers
+        self, x: Tensor, valid: Tensor, past: Tensor, memory: Tensor, mask: Tensor | None, routers: Routers
     ) -> tuple[Tensor, RoutingTrace]:
-        x = x + self.dropout(self.self_attention(self.norm_self(x)))
+        x = x + self.dropout(self.self_attention(self.norm_self(x), past))
         x = x + self.dropout(self.cross_attention(self.norm_cross(x), memory, mask))
         y, routing = self.ffn_out(self.norm_ffn(x), valid, self.site, routers.get(self.site))
         return x + self.dropout(y), () if routing is None else (SiteTrace(self.site, routing, valid),)
@@ -92,9 +93,11 @@ class Decoder(nn.Module):
         """
         memory = memory if rows is None else memory.select(rows)
         valid = lengths_to_mask(token_lengths, tokens.shape[1])
-        x = self.positions(self.embedding(tokens), torch.arange(tokens.shape[1], device=tokens.device))
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        past = positions <= positions.unsqueeze(1)
+        x = self.positions(self.embedding(tokens), positions)
         trace: RoutingTrace = ()
         for layer, kv in zip(self.layers, memory.layers, strict=True):
-            x, decided = layer(x, valid, kv, memory.mask, routers)
+            x, decided = layer(x, valid, past, kv, memory.mask, routers)
             trace += decided
         return self.output(self.norm(x)), trace

@@ -12,6 +12,7 @@ from moe_asr.errors import InputError
 from moe_asr.modules.attention import RelativeSelfAttention
 from moe_asr.modules.cmvn import Cmvn
 from moe_asr.modules.convolution import ConvolutionModule
+from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routing import MoESite, RoutingTrace, SiteTrace, concatenate
 from moe_asr.modules.moe.sharing import Routers
 from moe_asr.modules.positions import RelativePositions
@@ -68,7 +69,7 @@ class EncoderLayer(nn.Module):
         self.convolution = ConvolutionModule(width, config.kernel, config.causal, config.conv_norm, config.activation)
         self.norm_ffn_out, self.ffn_out = nn.LayerNorm(width), feed_forward(self.sites[1])
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def start(self, streams: int) -> LayerState:
         return *self.attention.empty_cache(streams), self.convolution.empty_history(streams)

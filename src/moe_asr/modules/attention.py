@@ -7,17 +7,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.modules.dropout import dropout
+
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, causal: bool = False
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, dropout_rate: float = 0.0
 ) -> Tensor:
     """q (B,Q,h,c), k and v (B,K,h,c) -> (B,Q,h*c).
 
-    mask: bool (True = may attend) or a float to add to the scores, broadcastable to (B,h,Q,K). A query that may attend
-    to nothing gives 0.
+    mask (True = may attend) and bias (added to the scores) are broadcastable to (B,h,Q,K). A query that may attend to
+    nothing gives 0.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    if q.is_cpu and torch.is_grad_enabled():  # the fused kernel has no gradient of a bias and no dropout on CPUs
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        scores = scores if bias is None else scores + bias
+        scores = scores if mask is None else scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        y = (dropout(weights, dropout_rate) if dropout_rate > 0 else weights) @ v
+        y = y if mask is None else y.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    else:
+        if bias is not None:
+            mask = (bias if mask is None else bias.where(mask, -torch.inf)).to(q.dtype)
+            mask = mask.expand(*q.shape[:3], k.shape[2])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_rate)
     return y.transpose(1, 2).flatten(2)
 
 
@@ -62,16 +75,13 @@ class RelativeSelfAttention(nn.Module):
         scores = ((self.position_bias - self.content_bias) * p).sum(-1) * q.shape[-1] ** -0.5
         if cache is not None:
             keys, values, scores = (torch.cat(pair, 1) for pair in zip(cache, (keys, values, scores), strict=True))
-        added = scores.mT.unsqueeze(-2).to(q.dtype)  # (h,1,K) or (B,h,1,K)
-        if mask is not None:
-            added = added.where(mask, -torch.inf)
-        added = added.expand(len(x), self.heads, x.shape[1], keys.shape[1])
-        y = attend(q, keys, values, added, self.dropout if self.training else 0.0)
+        bias = scores.mT.unsqueeze(-2)  # (h,1,K) or (B,h,1,K)
+        y = attend(q, keys, values, mask, bias, self.dropout if self.training else 0.0)
         return self.out(y), (keys, values, scores)
 
 
-class CausalSelfAttention(nn.Module):
-    """Plain self-attention to the position itself and earlier ones."""
+class SelfAttention(nn.Module):
+    """Plain self-attention, of decoders."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -79,9 +89,10 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x (B,U,d), mask (U,U) -> (B,U,d)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(attend(q, k, v, dropout=self.dropout if self.training else 0.0, causal=True))
+        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0))
 
 
 class CrossAttention(nn.Module):
@@ -101,4 +112,4 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, -1))
         k, v = memory.unbind(2)
-        return self.out(attend(q, k, v, mask, self.dropout if self.training else 0.0))
+        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0))

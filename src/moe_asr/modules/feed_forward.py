@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.config.model import Activation
+from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routers import Router
 from moe_asr.modules.moe.routing import MoESite, Routing
 
@@ -24,7 +25,7 @@ class FeedForward(nn.Module):
         self.w_in = nn.Linear(width, hidden)
         self.w_out = nn.Linear(hidden, width)
         self.activation = ACTIVATIONS[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, valid: Tensor, site: MoESite, router: Router | None) -> tuple[Tensor, Routing | None]:
         return self.w_out(self.dropout(self.activation(self.w_in(x)))), None

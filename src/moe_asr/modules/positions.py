@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from moe_asr.modules.dropout import Dropout
+
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Positions (...) -> (..., width): sines at even, cosines at odd dimensions (arXiv 1706.03762, section 3.5).
@@ -21,7 +23,7 @@ class RelativePositions(nn.Module):
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         width = x.shape[-1]
@@ -33,7 +35,7 @@ class AbsolutePositions(nn.Module):
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         width = x.shape[-1]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.modules.dropout import Dropout
+
 
 class Experts(nn.Module):
     """E feed-forward networks of equal shape, stacked: w_in (E,f,d), b_in (E,f), w_out (E,d,f), b_out (E,d)."""
@@ -14,7 +16,7 @@ class Experts(nn.Module):
         self, num_experts: int, width: int, hidden: int, activation: Callable[[Tensor], Tensor], dropout: float
     ) -> None:
         super().__init__()
-        self.num_experts, self.activation, self.dropout = num_experts, activation, dropout
+        self.num_experts, self.activation, self.dropout = num_experts, activation, Dropout(dropout)
         self.w_in = nn.Parameter(torch.empty(num_experts, hidden, width).uniform_(-(width**-0.5), width**-0.5))
         self.b_in = nn.Parameter(torch.empty(num_experts, hidden).uniform_(-(width**-0.5), width**-0.5))
         self.w_out = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-(hidden**-0.5), hidden**-0.5))
@@ -34,7 +36,7 @@ def loop(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) ->
         row, slot = torch.where(expert_ids == expert)
         if len(row) == 0 and not torch.is_grad_enabled():  # in training an idle expert still joins the graph
             continue
-        hidden = experts.activation(F.linear(rows[row], w_in, b_in))
-        out = F.linear(F.dropout(hidden, experts.dropout, experts.training), w_out, b_out)
+        hidden = experts.dropout(experts.activation(F.linear(rows[row], w_in, b_in)))
+        out = F.linear(hidden, w_out, b_out)
         y = y.index_add(0, row, (out * weights[row, slot].unsqueeze(-1)).to(y.dtype))
     return y
