@@ -1,0 +1,101 @@
+"""Every impossible or contradictory option is refused with one sentence that says what to write."""
+
+from typing import Any
+
+import pytest
+
+from moe_asr.config.data import AugmentConfig, BatchConfig
+from moe_asr.config.model import (
+    ChunkConfig,
+    DecoderConfig,
+    EncoderConfig,
+    LossConfig,
+    ModelConfig,
+    MoEConfig,
+    Placement,
+    RouterConfig,
+)
+from moe_asr.config.prepare import FsddConfig, PrepareConfig, Speechocean762Config
+from moe_asr.config.program import DecodeConfig, TrainConfig, TrainerConfig
+from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
+from moe_asr.errors import InputError
+
+NO_DECODERS = ModelConfig(decoder=DecoderConfig(layers=0, reverse_layers=0))
+ONE_WAY = ModelConfig(decoder=DecoderConfig(reverse_layers=0))
+STARVED = MoEConfig(placement=Placement.encoder, top_k=1)
+
+WRONG: list[tuple[type, dict[str, Any], str]] = [
+    (EncoderConfig, {"width": 10, "heads": 4}, "encoder.width=10 must be a multiple of encoder.heads=4."),
+    (EncoderConfig, {"layers": 0}, "encoder.layers and encoder.kernel must be at least 1."),
+    (EncoderConfig, {"kernel": 0}, "encoder.layers and encoder.kernel must be at least 1."),
+    (EncoderConfig, {"causal": False, "kernel": 8}, "encoder.kernel=8 must be odd when encoder.causal=false"),
+    (ModelConfig, {"name": "u3"}, "write model.name=u2pp."),
+    (ModelConfig, {"decoder": DecoderConfig(heads=5)}, "must be a multiple of model.decoder.heads=5."),
+    (ModelConfig, {"decoder": DecoderConfig(layers=0)}, "set model.decoder.layers to at least 1."),
+    (MoEConfig, {"num_experts": 0}, "moe.num_experts=0 must be at least 1."),
+    (MoEConfig, {"top_k": 9}, "moe.top_k=9 must lie between 1 and moe.num_experts=8."),
+    (MoEConfig, {"top_k": 0}, "moe.top_k=0 must lie between 1"),
+    (RouterConfig, {"name": "hash"}, "write router.name=topk."),
+    (LossConfig, {"ctc_weight": 1.5}, "loss.ctc_weight=1.5 must lie between 0 and 1."),
+    (LossConfig, {"reverse_weight": -0.1}, "loss.reverse_weight=-0.1 must lie between 0 and 1."),
+    (LossConfig, {"label_smoothing": 2.0}, "loss.label_smoothing=2.0 must lie between 0 and 1."),
+    (LossConfig, {"balance": -1.0}, "loss.balance=-1.0 must not be negative."),
+    (ChunkConfig, {"largest": 0}, "chunk.largest=0 must be at least 1 frame."),
+    (AugmentConfig, {"speeds": [1.0, 0.0]}, "[1.0] turns it off."),
+    (AugmentConfig, {"time_masks": -1}, "augment.time_masks=-1 must not be negative; 0 turns it off."),
+    (AugmentConfig, {"gain_db": -1.0}, "augment.gain_db=-1.0 must not be negative; 0 turns it off."),
+    (AugmentConfig, {"time_mask_share": 1.1}, "augment.time_mask_share=1.1 must lie between 0 and 1."),
+    (BatchConfig, {"seconds": 0.0}, "batch.seconds, batch.utterances and batch.buckets must be above 0."),
+    (BatchConfig, {"buckets": 0}, "batch.seconds, batch.utterances and batch.buckets must be above 0."),
+    (BatchConfig, {"workers": -1}, "batch.workers=-1 must not be negative."),
+    *((TrainerConfig, {name: 0}, f"trainer.{name}=0 must be at least 1.") for name in ("epochs", "accumulate")),
+    *(
+        (TrainerConfig, {name: 0}, f"trainer.{name}=0 must be")
+        for name in ("validate_every", "recover_every", "average")
+    ),
+    (DecodeConfig, {"mode": "beam"}, "write decode.mode=ctc_greedy."),
+    (DecodeConfig, {"chunk": -1}, "decode.chunk and decode.chunks count frames and must be at least 1."),
+    (DecodeConfig, {"chunks": [16, -1]}, "decode.chunk and decode.chunks count frames and must be at least 1."),
+    (TrainConfig, {"moe": STARVED}, "write router.softmax=before or moe.top_k=2."),
+    (TrainConfig, {"model": NO_DECODERS}, "write loss.ctc_weight=1.0 or model.decoder.layers=1."),
+    (TrainConfig, {"model": ONE_WAY}, "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1."),
+    (FsddConfig, {"min_digits": 8}, "fsdd.min_digits=8 must lie between 1 and fsdd.max_digits=7."),
+    (FsddConfig, {"min_gap": 0.5}, "fsdd.min_gap=0.5 must lie between 0 and fsdd.max_gap=0.25."),
+    (FsddConfig, {"dev_strings": 0}, "must be at least 1."),
+    (Speechocean762Config, {"dev_speakers": 0}, "speechocean762.dev_speakers must be at least 1."),
+    (PrepareConfig, {"workers": -1}, "workers=-1 must not be negative; 0 = one per core."),
+    (SyntheticConfig, {"train_voices": 0}, "train_voices=0 must be at least 1."),
+    (SyntheticConfig, {"dev_utterances": 0}, "dev_utterances=0 must be at least 1."),
+    (SyntheticConfig, {"hours": 0.0}, "hours=0.0 of training audio must be above 0."),
+    (SyntheticConfig, {"dev_voices": 1}, "dev_voices=1 must be at least 2: a training voice and another."),
+    (SyntheticConfig, {"train_voices": 5}, "write dev_voices=10 or fewer."),
+    (SyntheticConfig, {"min_digits": 0}, "min_digits=0 must lie between 1 and max_digits=7."),
+    (SyntheticConfig, {"max_digits": 2}, "write 3 or more."),
+    (SyntheticConfig, {"recipe": Recipe.text}, "recipe=text and text=FILE belong together; give both, or neither."),
+    (SyntheticConfig, {"text": "lines.txt"}, "recipe=text and text=FILE belong together; give both, or neither."),
+    (SyntheticConfig, {"recipe": Recipe.grammar, "engine": Engine.formant}, "engine=espeak for recipe=grammar."),
+    (SyntheticConfig, {"languages": []}, "languages must name each language once."),
+    (SyntheticConfig, {"languages": ["en", "en"]}, "languages must name each language once."),
+    (SyntheticConfig, {"language": "xx"}, "language 'xx' is not known; choose from en, cmn, de, es, fr, it, pt, ru."),
+    (SyntheticConfig, {"recipe": Recipe.multilingual, "test_voices": 3}, "raise train_voices and test_voices."),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "sentence"), WRONG)
+def test_impossible_options_are_refused(config: type, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError) as refused:
+        config(**options)
+    text = str(refused.value)
+    assert sentence in text
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+def test_what_lies_at_the_limits_is_allowed() -> None:
+    EncoderConfig(layers=1, kernel=1, causal=False)
+    MoEConfig(num_experts=1, top_k=1)
+    TrainConfig(moe=MoEConfig(placement=Placement.both, num_experts=1, top_k=1))
+    TrainConfig(moe=MoEConfig(placement=Placement.none, top_k=1))
+    TrainConfig(model=NO_DECODERS, loss=LossConfig(ctc_weight=1.0))
+    config = TrainConfig(model=ONE_WAY, loss=LossConfig(ctc_weight=0.0, reverse_weight=0.0))
+    assert config.model.decoder.reverse_layers == 0
