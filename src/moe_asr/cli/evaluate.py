@@ -16,10 +16,12 @@ def run(config: EvaluateConfig) -> None:
     from moe_asr.errors import InputError
     from moe_asr.measure.normalize import normalizer
     from moe_asr.runs.directory import environment, write_json
+    from moe_asr.runs.process import keep_freed_memory
     from moe_asr.runs.recognizer import Recognizer
 
     normalizer(config.normalizer or "none")
     torch.set_num_threads(config.threads)
+    keep_freed_memory()
     recognizer = Recognizer.load(config.run, config.device)
     trained = recognizer.config
     data = dataclasses.replace(

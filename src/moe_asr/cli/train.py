@@ -7,8 +7,10 @@ CONFIG = TrainConfig
 
 def run(config: TrainConfig) -> None:
     from moe_asr.analysis.evaluation import results_table
+    from moe_asr.runs.process import keep_freed_memory
     from moe_asr.training.train import train
 
+    keep_freed_memory()
     results = train(config)
     print(results_table(results))
     print(f"run directory: {config.runs}/{config.name or results['config_hash']}")

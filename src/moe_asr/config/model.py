@@ -23,6 +23,14 @@ def require(condition: bool, sentence: str) -> None:
         raise InputError(sentence)
 
 
+def check_rates(name: str, config: object) -> None:
+    for field_name, value in vars(config).items():
+        require(
+            "dropout" not in field_name or 0.0 <= value < 1.0,
+            f"{name}.{field_name}={value} must be at least 0 and less than 1.",
+        )
+
+
 @dataclass
 class EncoderConfig:
     """A Conformer encoder (U2++, arXiv 2106.05642): conv2d x4 subsampling, macaron feed-forward, causal convolution."""
@@ -48,6 +56,7 @@ class EncoderConfig:
             self.width % self.heads == 0,
             f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}.",
         )
+        check_rates("encoder", self)
         require(self.layers > 0 and self.kernel > 0, "encoder.layers and encoder.kernel must be at least 1.")
         require(
             self.causal or self.kernel % 2 == 1,
@@ -68,6 +77,9 @@ class DecoderConfig:
     position_dropout: float = 0.1
     self_attention_dropout: float = 0.1
     cross_attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_rates("decoder", self)
 
 
 @dataclass

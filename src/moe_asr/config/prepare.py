@@ -71,6 +71,8 @@ class PrepareConfig:
     """Replace what was prepared there with other options."""
     lower: bool = False
     """Write transcripts in lower case (fsdd, speechocean762 and librispeech always are)."""
+    phones: str | None = None
+    """An accent of espeak-ng (en-us): gives every transcript IPA phones, for tokenizer.unit=phone."""
     decode_check: bool = True
     """Decode everything once, so that no damaged file stops a training run; false = trust the headers."""
     workers: int = 0

@@ -143,6 +143,10 @@ class TrainConfig:
     """A readable link to the run directory."""
 
     def __post_init__(self) -> None:
+        require(
+            self.model.encoder.causal or not self.chunk.dynamic,
+            "model.encoder.causal=false looks ahead, which chunks forbid: write chunk.dynamic=false too.",
+        )
         learned = self.moe.placement is not Placement.none
         require(
             not (

@@ -23,6 +23,7 @@ from moe_asr.data.manifest import (
 )
 from moe_asr.data.prepare_audit import Audit
 from moe_asr.data.prepare_fsdd import fsdd
+from moe_asr.data.synthetic.phonemes import phonemize
 from moe_asr.errors import InputError
 
 
@@ -59,6 +60,8 @@ def _convert(
 
     read: gives the cuts of each split; may write audio of its own into the (unfinished) folder.
     """
+    if config.phones and config.corpus is Corpus.fsdd:
+        raise InputError("phones= is for recorded sentences; the strings of fsdd are composed of words: leave it out.")
     if not config.source:
         raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
     source, folder, lower = Path(config.source).absolute(), Path(config.folder), lower or config.lower
@@ -71,7 +74,10 @@ def _convert(
             return Summary(folder, card, made=False)
     audit = Audit(config.decode_check, config.workers, lower)
     with building(folder, config.overwrite) as unfinished:
-        sizes = {name: write_split(unfinished, name, c) for name, c in read(config, audit, unfinished).items()}
+        sizes = {
+            name: write_split(unfinished, name, _with_phones(cuts, config.phones))
+            for name, cuts in read(config, audit, unfinished).items()
+        }
         empty = [name for name, size in sizes.items() if not size.utterances]
         if len(empty) == len(sizes):
             first = f"; the first of {len(audit.problems)}: {audit.problems[0].detail}" if audit.problems else ""
@@ -97,10 +103,22 @@ def _convert(
     return Summary(folder, card, made=True)
 
 
+def _with_phones(cuts: Iterable[Cut], accent: str | None) -> Iterable[Cut]:
+    """Adds the pronunciation that espeak-ng gives each transcript, where one is asked for."""
+    if accent is None:
+        return cuts
+    cuts = list(cuts)
+    supervisions = [supervision for cut in cuts for supervision in cut.supervisions]
+    phones = phonemize([supervision.text or "" for supervision in supervisions], accent)
+    for supervision, own in zip(supervisions, phones, strict=True):
+        supervision.custom = {**(supervision.custom or {}), "phones": own}
+    return cuts
+
+
 def _options(config: PrepareConfig, source: Path) -> dict[str, Any]:
     """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
     options = dataclasses.asdict(config)
-    kept = ("seed", "lower", "decode_check", config.corpus.value)
+    kept = ("seed", "lower", "phones", "decode_check", config.corpus.value)
     return {"corpus": config.corpus.value, "source": str(source)} | {k: options[k] for k in kept if k in options}
 
 

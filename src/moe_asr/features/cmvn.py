@@ -22,9 +22,7 @@ class FeatureStatistics:
     """(F,) sum of their squares."""
 
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        return FeatureStatistics(
-            self.frames + other.frames, self.total + other.total, self.squares + other.squares
-        )
+        return FeatureStatistics(self.frames + other.frames, self.total + other.total, self.squares + other.squares)
 
     def mean_istd(self) -> tuple[Tensor, Tensor]:
         """Mean (F,) and inverse standard deviation 1 / sqrt(max(E[x²] - mean², 1e-20)) (F,), float32.

@@ -93,12 +93,8 @@ def _mel_filters(config: FeaturesConfig, fft_size: int) -> Tensor:
     # In float32 as in Kaldi, whose rounding shifts the edges enough to change narrow filters by 2e-4.
     nyquist = config.sample_rate / 2
     low, high = mel(torch.tensor([LOW_HZ, nyquist], dtype=torch.float64)).tolist()
-    edges = low + torch.arange(config.mel_bins + 2, dtype=torch.float32) * (
-        (high - low) / (config.mel_bins + 1)
-    )
-    bins = mel(
-        torch.arange(fft_size // 2 + 1, dtype=torch.float32) * (config.sample_rate / fft_size)
-    ).unsqueeze(1)
+    edges = low + torch.arange(config.mel_bins + 2, dtype=torch.float32) * ((high - low) / (config.mel_bins + 1))
+    bins = mel(torch.arange(fft_size // 2 + 1, dtype=torch.float32) * (config.sample_rate / fft_size)).unsqueeze(1)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0.0)
     if not bool((filters.sum(0) > 0).all()):

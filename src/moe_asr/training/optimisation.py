@@ -41,7 +41,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            leaf = name.rpartition(".")[2]
+            bias = parameter.ndim == 1 or "bias" in leaf or leaf.startswith("b_")  # those of experts are (E,f)
+            decay = 0.0 if bias else config.weight_decay
             grouped.setdefault((scale_of(name, config.lr_scale), decay), []).append(parameter)
     if not grouped:
         raise InputError("Nothing is left to train: freeze covers every parameter.")
