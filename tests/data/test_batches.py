@@ -94,7 +94,7 @@ def test_companions_and_order_do_not_matter(cuts: list[Cut]) -> None:
     for i in (0, 1, 2):
         name = cuts[i].id
         assert torch.equal(together[name], reversed_[name])
-        # Alone it has no padding, which changes the shape of the matrix products and so the last bits.
+        # Alone it has no padding, which gives the matrix products other shapes and may change last bits.
         torch.testing.assert_close(together[name], rows(batch_of(cuts, [i]))[name], atol=1e-4, rtol=1e-4)
 
 
