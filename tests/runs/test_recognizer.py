@@ -64,7 +64,7 @@ def test_a_batch_says_what_each_utterance_says_alone(
     assert [t.hypothesis.score for t in together] == pytest.approx([t.hypothesis.score for t in alone], abs=1e-2)
     assert {str(site.site) for site in trace} == {"encoder.00.ffn_in", "encoder.00.ffn_out"}
     frames = trace[0].valid.sum(1).tolist()
-    assert frames == sorted(frames) or len(set(frames)) == 3
+    assert len(set(frames)) == 3
     for transcript, count, samples in zip(together, frames, speech, strict=True):
         assert transcript.seconds == tuple(frame * FRAME_SECONDS for frame in transcript.hypothesis.frames)
         assert 0 <= transcript.seconds[0] < transcript.seconds[-1] < len(samples) / 16000
@@ -134,6 +134,7 @@ def test_the_same_seed_builds_the_same_model(recognizer: Recognizer) -> None:
 
 
 def test_using_a_model_needs_neither_lightning_nor_lhotse() -> None:
-    program = "import sys, moe_asr.runs.recognizer\nprint(*{'pytorch_lightning', 'lhotse', 'wandb', 'hydra'} & {*sys.modules})"
+    heavy = ("pytorch_lightning", "lhotse", "wandb", "hydra")
+    program = f"import sys, moe_asr.runs.recognizer\nprint(*set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
