@@ -84,7 +84,9 @@ def test_every_group_option_composes_and_its_values_arrive(group: str, option: s
 def test_every_point_of_every_experiment_composes(experiment: str) -> None:
     baseline = train_config()
     for overrides in points(experiment):
-        assert train_config(*overrides) != baseline
+        config = train_config(*overrides)
+        assert config != baseline
+        assert config.logger.group == experiment
     assert len((config_folder() / "experiment" / f"{experiment}.yaml").read_text().splitlines()) <= 20
 
 
