@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,18 @@ def evaluate_run(recognizer: Recognizer, config: TrainConfig, folder: Path) -> d
 def evaluate_splits(
     recognizer: Recognizer, config: TrainConfig, splits: Sequence[str], decode: DecodeConfig, folder: Path
 ) -> dict[str, Any]:
-    """The result of each split by its name; its hypotheses go to `folder`/hypotheses."""
+    """The result of each split by its name, and of each further chunk size as ``<name>_c<size>``.
+
+    The hypotheses go to `folder`/hypotheses.
+    """
+    (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
+    variants = {"": decode} | {f"_c{size}": replace(decode, chunk=size) for size in decode.chunks}
     results = {}
     for split in splits:
-        file = folder / "hypotheses" / f"{split.replace('/', '-')}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
         cuts = read_split(config.data.path, split)
-        results[split.rpartition("/")[2]] = evaluate_set(recognizer, cuts, config, decode, file)
+        for suffix, variant in variants.items():
+            file = folder / "hypotheses" / f"{split.replace('/', '-')}{suffix}.jsonl"
+            results[split.rpartition("/")[2] + suffix] = evaluate_set(recognizer, cuts, config, variant, file)
     return results
 
 
@@ -127,9 +132,10 @@ def results_table(results: dict[str, Any]) -> str:
             f"RTF on {speed['machine']}: {speed['threads']} threads, batches of {speed['batch']}, "
             f"{speed['warm_up']} warm-up, quartiles {', '.join(f'{q:.4f}' for q in speed['rtf_quartiles'])}"
         )
-    for name, result in results.get("test", {}).items():
-        for site, shares in result["experts"].items():
-            lines.append(f"experts {name} {site}: " + " ".join(f"{100 * share:.0f}" for share in shares) + " %")
+    if test := results.get("test", {}):
+        name = list(test)[-1]
+        for site, shares in test[name]["experts"].items():
+            lines.append(f"expert use on {name}, {site}: " + " ".join(f"{100 * share:3.0f}" for share in shares) + " %")
     if "params_total" in results:
         lines.append(
             f"{results['params_total'] / 1e6:.2f} M parameters, {results['params_active'] / 1e6:.2f} M active; "
