@@ -119,14 +119,12 @@ class BatchConfig:
     """Audio of a micro-batch, padding included."""
     utterances: int = 64
     """Utterances of a micro-batch at most."""
-    buckets: int = 8
-    """Groups of similar duration; members are reshuffled inside them every epoch."""
+    bucket_ratio: float = 1.3
+    """Longest to shortest utterance of a bucket, whose members are reshuffled every epoch; bounds the padding."""
     workers: int = 0
     """Processes that read and augment."""
 
     def __post_init__(self) -> None:
-        require(
-            self.seconds > 0 and self.utterances > 0 and self.buckets > 0,
-            "batch.seconds, batch.utterances and batch.buckets must be above 0.",
-        )
+        require(self.seconds > 0 and self.utterances > 0, "batch.seconds and batch.utterances must be above 0.")
+        require(self.bucket_ratio >= 1, f"batch.bucket_ratio={self.bucket_ratio} must be at least 1.")
         require(self.workers >= 0, f"batch.workers={self.workers} must not be negative.")

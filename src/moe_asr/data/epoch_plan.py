@@ -44,8 +44,11 @@ class EpochPlan:
     def buckets(self) -> list[tuple[list[int], int]]:
         """(members by index, number of batches) of each bucket, from short to long."""
         by_duration = sorted(range(len(self.durations)), key=lambda i: (self.durations[i], i))
-        size = ceil(len(by_duration) / self.config.buckets)
-        members = [by_duration[i : i + size] for i in range(0, len(by_duration), size)]
+        members: list[list[int]] = []
+        for utterance in by_duration:
+            if not members or self.durations[utterance] > self.durations[members[-1][0]] * self.config.bucket_ratio:
+                members.append([])
+            members[-1].append(utterance)
         counts = []
         for bucket in members:
             longest = self.durations[bucket[-1]]
