@@ -45,8 +45,8 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (AugmentConfig, {"time_masks": -1}, "augment.time_masks=-1 must not be negative; 0 turns it off."),
     (AugmentConfig, {"gain_db": -1.0}, "augment.gain_db=-1.0 must not be negative; 0 turns it off."),
     (AugmentConfig, {"time_mask_share": 1.1}, "augment.time_mask_share=1.1 must lie between 0 and 1."),
-    (BatchConfig, {"seconds": 0.0}, "batch.seconds, batch.utterances and batch.buckets must be above 0."),
-    (BatchConfig, {"buckets": 0}, "batch.seconds, batch.utterances and batch.buckets must be above 0."),
+    (BatchConfig, {"seconds": 0.0}, "batch.seconds and batch.utterances must be above 0."),
+    (BatchConfig, {"bucket_ratio": 0.5}, "batch.bucket_ratio=0.5 must be at least 1."),
     (BatchConfig, {"workers": -1}, "batch.workers=-1 must not be negative."),
     *((TrainerConfig, {name: 0}, f"trainer.{name}=0 must be at least 1.") for name in ("epochs", "accumulate")),
     *(

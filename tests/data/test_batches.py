@@ -25,7 +25,7 @@ from moe_asr.models.batch import Batch
 from moe_asr.randomness import numpy_rng
 
 AUGMENT = AugmentConfig(time_mask_frames=20, time_mask_share=0.3, gain_db=6.0, trim_frames=5)
-FEATURES = FeaturesConfig(dither=1.0)
+FEATURES = FeaturesConfig()
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,16 @@ def test_without_augmentation_features_are_those_of_the_audio(cuts: list[Cut]) -
     assert batch.audio_seconds == pytest.approx(cuts[1].duration + cuts[5].duration)
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_utterance(cuts: list[Cut]) -> None:
-    first, again = batch_of(cuts, [0, 1, 2]), batch_of(cuts, [0, 1, 2])
+OF_SAMPLES = AugmentConfig(gain_db=6.0, time_masks=0, mel_masks=0, substitutions=0)
+OF_FEATURES = AugmentConfig(speeds=[1.0])
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, OF_SAMPLES, OF_FEATURES])
+def test_augmentation_is_a_function_of_seed_epoch_and_utterance(cuts: list[Cut], augment: AugmentConfig) -> None:
+    first, again = (batch_of(cuts, [0, 1, 2], augment=augment) for _ in range(2))
     assert torch.equal(first.features, again.features)
-    for other in (batch_of(cuts, [0, 1, 2], epoch=1), batch_of(cuts, [0, 1, 2], seed=2)):
+    for place in ({"epoch": 1}, {"seed": 2}):
+        other = batch_of(cuts, [0, 1, 2], augment=augment, **place)
         assert all(not torch.equal(row, rows(other)[name]) for name, row in rows(first).items())
 
 

@@ -10,7 +10,7 @@ from moe_asr.errors import InputError
 
 DURATIONS = st.lists(st.floats(0.1, 20.0), min_size=4, max_size=60).map(tuple)
 CONFIGS = st.builds(
-    BatchConfig, seconds=st.floats(20.0, 60.0), utterances=st.integers(1, 9), buckets=st.integers(1, 12)
+    BatchConfig, seconds=st.floats(20.0, 60.0), utterances=st.integers(1, 9), bucket_ratio=st.floats(1.0, 3.0)
 )
 RANKS = st.integers(1, 4)
 
@@ -36,14 +36,16 @@ def test_every_utterance_once_in_a_constant_number_of_batches_under_both_caps(
 
 def test_a_batch_holds_similar_durations() -> None:
     durations = tuple(float(i % 20 + 1) for i in range(400))
-    plan = EpochPlan(durations, BatchConfig(seconds=60, utterances=64, buckets=10), seed=1)
-    spreads = [max(durations[i] for i in batch) - min(durations[i] for i in batch) for batch in plan.batches(0)]
-    assert max(spreads) <= 1.0
-    assert len(plan) == sum(-(-40 // int(60 / longest)) for longest in range(2, 21, 2))
+    plan = EpochPlan(durations, BatchConfig(seconds=60, utterances=64, bucket_ratio=1.2), seed=1)
+    ratios = [max(durations[i] for i in batch) / min(durations[i] for i in batch) for batch in plan.batches(0)]
+    assert 1.0 < max(ratios) <= 1.2 + 1e-9
+    together = [(1, 1), (2, 2), (3, 3), (4, 4), (5, 6), (7, 8), (9, 10), (11, 13), (14, 16), (17, 20)]
+    assert [(durations[b[0]], durations[b[-1]]) for b, _ in plan.buckets] == together
+    assert len(plan) == sum(-(-20 * (last - first + 1) // min(64, 60 // last)) for first, last in together)
 
 
 def test_an_epoch_depends_on_seed_and_number_alone() -> None:
-    durations, config = tuple(1 + i / 50 for i in range(100)), BatchConfig(seconds=20, buckets=4)
+    durations, config = tuple(1 + i / 50 for i in range(100)), BatchConfig(seconds=20, bucket_ratio=2.0)
     plan = EpochPlan(durations, config, seed=1)
     later_first = EpochPlan(durations, config, seed=1)
     assert later_first.batches(7) == plan.batches(7)
@@ -56,14 +58,15 @@ def test_an_epoch_depends_on_seed_and_number_alone() -> None:
 
 def test_the_order_of_batches_is_shuffled() -> None:
     durations = tuple(float(i) for i in range(1, 21))
-    plan = EpochPlan(durations, BatchConfig(seconds=20, utterances=1, buckets=5), seed=1)
-    orders = [[batch[0] for batch in plan.batches(epoch)] for epoch in range(4)]
+    plan = EpochPlan(durations, BatchConfig(seconds=20, utterances=1, bucket_ratio=1.2), seed=1)
+    buckets = [plan.buckets.index(bucket) for i in range(20) for bucket in plan.buckets if i in bucket[0]]
+    orders = [[buckets[batch[0]] for batch in plan.batches(epoch)] for epoch in range(4)]
     assert all(order != sorted(order) for order in orders)
     assert len(set(map(tuple, orders))) == 4
 
 
 def test_ranks_share_what_one_process_would_do() -> None:
-    plan = EpochPlan(tuple(1.0 for _ in range(50)), BatchConfig(seconds=4, buckets=3), seed=1, ranks=2)
+    plan = EpochPlan(tuple(1.0 for _ in range(50)), BatchConfig(seconds=4), seed=1, ranks=2)
     together = EpochPlan(plan.durations, plan.config, seed=1, ranks=1)
     assert len(plan) * 2 in (len(together), len(together) + 1)
     first, second = ({i for batch in plan.batches(0, rank) for i in batch} for rank in (0, 1))
@@ -92,7 +95,7 @@ def test_group_sizes_count_the_utterances_of_an_optimiser_step(accumulate: int, 
 
 
 def test_the_mean_over_groups_weighs_every_utterance_the_same() -> None:
-    plan = EpochPlan(tuple(0.5 + i % 7 for i in range(60)), BatchConfig(seconds=12, buckets=3), seed=1)
+    plan = EpochPlan(tuple(0.5 + i % 7 for i in range(60)), BatchConfig(seconds=12, bucket_ratio=2.0), seed=1)
     batches = plan.batches(0)
     weight = {i: 1 / size for batch, size in zip(batches, group_sizes(batches, 3), strict=True) for i in batch}
     steps = [sum(weight[i] for batch in batches[s : s + 3] for i in batch) for s in range(0, len(batches), 3)]
