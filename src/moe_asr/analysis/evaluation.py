@@ -45,16 +45,19 @@ def evaluate_splits(
 ) -> dict[str, Any]:
     """The result of each split by its name, and of each further chunk size as ``<name>_c<size>``.
 
-    The hypotheses go to `folder`/hypotheses.
+    A name is without its fold where that leaves no two alike. The hypotheses go to `folder`/hypotheses.
     """
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     variants = {"": decode} | {f"_c{size}": replace(decode, chunk=size) for size in decode.chunks}
     results = {}
-    for split in splits:
+    short = [split.rpartition("/")[2] for split in splits]
+    for split, name in zip(splits, short if len(set(short)) == len(set(splits)) else splits, strict=True):
         cuts = read_split(config.data.path, split)
+        if not cuts:
+            raise InputError(f"The split {split} has no utterance; choose another one.")
         for suffix, variant in variants.items():
             file = folder / "hypotheses" / f"{split.replace('/', '-')}{suffix}.jsonl"
-            results[split.rpartition("/")[2] + suffix] = evaluate_set(recognizer, cuts, config, variant, file)
+            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file)
     return results
 
 
