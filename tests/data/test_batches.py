@@ -121,7 +121,8 @@ def test_augmentation_is_on_in_training_and_off_in_evaluation(cuts: list[Cut]) -
 
 
 def test_evaluation_covers_every_utterance_once_longest_first(cuts: list[Cut]) -> None:
-    batches = EvaluationBatches([*cuts, unreadable(cuts[0].with_id("broken"))], FEATURES, size=3)
+    longest = max(cuts, key=lambda cut: cut.duration)
+    batches = EvaluationBatches([*cuts, unreadable(longest.with_id("broken"))], FEATURES, size=3)
     loaded = [batches[i] for i in range(len(batches))]
     ids = [name for item in loaded if item.batch for name in item.batch.ids]
     problems = [problem for item in loaded for problem in item.problems]
