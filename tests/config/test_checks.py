@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from moe_asr.config.data import AugmentConfig, BatchConfig
+from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig
 from moe_asr.config.model import (
     ChunkConfig,
     DecoderConfig,
@@ -16,7 +16,7 @@ from moe_asr.config.model import (
     RouterConfig,
 )
 from moe_asr.config.prepare import FsddConfig, PrepareConfig, Speechocean762Config
-from moe_asr.config.program import DecodeConfig, TrainConfig, TrainerConfig
+from moe_asr.config.program import DecodeConfig, OptimConfig, TrainConfig, TrainerConfig
 from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
 from moe_asr.errors import InputError
 
@@ -46,6 +46,15 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (AugmentConfig, {"gain_db": -1.0}, "augment.gain_db=-1.0 must not be negative; 0 turns it off."),
     (AugmentConfig, {"time_mask_share": 1.1}, "augment.time_mask_share=1.1 must lie between 0 and 1."),
     (BatchConfig, {"seconds": 0.0}, "batch.seconds and batch.utterances must be above 0."),
+    (OptimConfig, {"lr": 0.0}, "optim.lr and optim.clip must be above 0."),
+    (OptimConfig, {"warmup_steps": -1}, "optim.warmup_steps=-1 must not be negative."),
+    (OptimConfig, {"betas": [0.9]}, "optim.betas=[0.9] must be two numbers, such as [0.9,0.98]."),
+    (TrainerConfig, {"max_steps": 0}, "trainer.max_steps=0 must be -1 or above 0."),
+    (TrainerConfig, {"threads": -1}, "trainer.threads=-1 must not be negative."),
+    (TrainerConfig, {"devices": 2}, "trainer.devices=2 is not supported yet; write trainer.devices=1."),
+    (DataConfig, {"limit": 0}, "data.limit=0 must be at least 1, or null for all."),
+    (DataConfig, {"min_seconds": 40}, "data.min_seconds=40 must lie between 0 and data.max_seconds=30.0."),
+    (DataConfig, {"dev": []}, "data.dev must name at least one split."),
     (BatchConfig, {"bucket_ratio": 0.5}, "batch.bucket_ratio=0.5 must be at least 1."),
     (BatchConfig, {"workers": -1}, "batch.workers=-1 must not be negative."),
     *((TrainerConfig, {name: 0}, f"trainer.{name}=0 must be at least 1.") for name in ("epochs", "accumulate")),

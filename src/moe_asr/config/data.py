@@ -112,6 +112,15 @@ class DataConfig:
     limit: int | None = None
     """Use only so many training utterances (drawn once by seed), for learning curves and quick tests."""
 
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or null for all.")
+        require(
+            0 <= self.min_seconds <= self.max_seconds,
+            f"data.min_seconds={self.min_seconds} must lie between 0 and data.max_seconds={self.max_seconds}.",
+        )
+        for name in ("train", "dev", "test"):
+            require(bool(getattr(self, name)), f"data.{name} must name at least one split.")
+
 
 @dataclass
 class BatchConfig:

@@ -84,6 +84,8 @@ class PrepareConfig:
     kaldi: KaldiConfig = field(default_factory=KaldiConfig)
 
     def __post_init__(self) -> None:
+        seed = self.synthetic.seed
+        require(seed == SyntheticConfig.seed, f"synthetic.seed={seed} would be overruled; write seed={seed}.")
         require(self.workers >= 0, f"workers={self.workers} must not be negative; 0 = one per core.")
 
     @property

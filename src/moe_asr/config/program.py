@@ -58,6 +58,11 @@ class OptimConfig:
     lr_scale: dict[str, float] = field(default_factory=dict)
     """Learning rate factors by parameter prefix, e.g. {encoder: 0.1}; the longest matching prefix wins."""
 
+    def __post_init__(self) -> None:
+        require(self.lr > 0 and self.clip > 0, "optim.lr and optim.clip must be above 0.")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must not be negative.")
+        require(len(self.betas) == 2, f"optim.betas={self.betas} must be two numbers, such as [0.9,0.98].")
+
 
 @dataclass
 class TrainerConfig:
@@ -84,6 +89,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "validate_every", "recover_every", "average"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1.")
+        require(
+            self.max_steps == -1 or self.max_steps >= 1, f"trainer.max_steps={self.max_steps} must be -1 or above 0."
+        )
+        require(self.threads >= 0, f"trainer.threads={self.threads} must not be negative.")
+        require(self.devices == 1, f"trainer.devices={self.devices} is not supported yet; write trainer.devices=1.")
 
 
 @dataclass

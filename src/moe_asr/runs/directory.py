@@ -41,7 +41,7 @@ def config_hash(config: dict[str, Any]) -> str:
 def write_atomically(path: Path, write: Any, mode: str = "w") -> None:
     """Calls `write(file)` on a temporary neighbour and renames it: a killed run leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open(mode) as file:
+    with temporary.open(mode, encoding=None if "b" in mode else "utf8") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
@@ -129,9 +129,10 @@ class AppendLog:
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         path.touch()
-        with path.open("r+b") as file:
-            file.truncate(offset)
-        self.file: TextIO = path.open("a", newline="")
+        if path.stat().st_size < offset:
+            raise InputError(f"{path} is shorter than it was at the last recovery checkpoint; start the run over.")
+        os.truncate(path, offset)
+        self.file: TextIO = path.open("a", newline="", encoding="utf8")
 
     def offset(self) -> int:
         """Bytes safely on disk."""

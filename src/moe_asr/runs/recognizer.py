@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from moe_asr.config.program import DecodeConfig, TrainConfig
 from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.decoding.hypotheses import Hypothesis
+from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
@@ -53,6 +54,8 @@ class Recognizer:
     @staticmethod
     def of(model: AsrModel, tokenizer: Tokenizer, config: TrainConfig, device: str = "cpu") -> "Recognizer":
         target = torch.device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("torch sees no GPU here; write device=cpu, or install torch's build for a GPU.")
         return Recognizer(model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target)
 
     @torch.inference_mode()

@@ -49,6 +49,7 @@ from moe_asr.training.schedule import segments
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains, averages, evaluates on dev and test, and returns what results.json holds."""
+    check_accelerator(config)
     resolved = to_plain(config)
     run = open_run(resolved)
     if run.results.exists():
@@ -100,6 +101,11 @@ def finish(
     }
     write_json(run.results, results)
     return results
+
+
+def check_accelerator(config: TrainConfig) -> None:
+    if uses_gpu(config) and not torch.cuda.is_available():
+        raise InputError("torch sees no GPU here; write trainer=cpu, or install torch's build for a GPU.")
 
 
 def uses_gpu(config: TrainConfig) -> bool:
