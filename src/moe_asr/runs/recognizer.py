@@ -19,20 +19,8 @@ from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.runs.checkpoint import build, load_checkpoint
+from moe_asr.runs.transcripts import FRAME_SECONDS, Transcript
 from moe_asr.tensors import Chunking
-
-FRAME_SECONDS = 0.04
-"""An encoder frame after subsampling by 4."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """text; hypothesis (token ids, log score, frames); seconds: when each token was emitted; what was noticed."""
-
-    text: str
-    hypothesis: Hypothesis
-    seconds: tuple[float, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""What was said and when, and how it is written down as subtitles."""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from moe_asr.config.data import TokenUnit
+from moe_asr.decoding.hypotheses import Hypothesis
+from moe_asr.features.tokenizer import SPACE, Tokenizer, join_han
+
+FRAME_SECONDS = 0.04
+"""An encoder frame after subsampling by 4."""
+PAUSE = 0.8
+"""Seconds without a token that end a subtitle."""
+LONGEST_CUE = 6.0
+"""Seconds after which a subtitle ends at the next word."""
+LAST_TOKEN = 0.4
+"""Seconds that a subtitle stays after its last token, unless the next one comes first."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """text; hypothesis (token ids, log score, frames); seconds: when each token was emitted; what was noticed.
+
+    segments: the utterances that a stream was cut into, in order; none where nothing was to be cut.
+    """
+
+    text: str
+    hypothesis: Hypothesis
+    seconds: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    segments: tuple["Segment", ...] = ()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One utterance of a stream, from `start` to `end` (s); its transcript's times and frames are the stream's."""
+
+    start: float
+    end: float
+    transcript: Transcript
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A subtitle: a text and when it is shown (s)."""
+
+    start: float
+    end: float
+    text: str
+
+
+def joined(segments: Sequence[Segment]) -> Transcript:
+    """The transcript of a whole stream."""
+    parts = [segment.transcript for segment in segments]
+    tokens, frames, seconds = (
+        tuple(value for row in rows for value in row)
+        for rows in (
+            [p.hypothesis.tokens for p in parts],
+            [p.hypothesis.frames for p in parts],
+            [p.seconds for p in parts],
+        )
+    )
+    hypothesis = Hypothesis(tokens, sum(p.hypothesis.score for p in parts), frames)
+    return Transcript(join_han(" ".join(p.text for p in parts)), hypothesis, seconds, segments=tuple(segments))
+
+
+def cues(transcript: Transcript, tokenizer: Tokenizer) -> Iterator[Cue]:
+    """Subtitles of a transcript, cut where a word begins: after a pause, at the end of a segment, or when too long."""
+    if transcript.segments:
+        for segment in transcript.segments:
+            yield from cues(segment.transcript, tokenizer)
+        return
+    tokens, seconds = transcript.hypothesis.tokens, transcript.seconds
+    begins = [0]
+    for i in range(1, len(tokens)):
+        long = seconds[i] - seconds[begins[-1]] > LONGEST_CUE
+        if (long or seconds[i] - seconds[i - 1] > PAUSE) and _begins_word(tokenizer, tokens[i - 1], tokens[i]):
+            begins.append(i)
+    for first, end in zip(begins, [*begins[1:], len(tokens)], strict=True):
+        if text := tokenizer.decode(tokens[first:end]).strip():
+            hidden = seconds[end] if end < len(tokens) else float("inf")
+            yield Cue(seconds[first], min(seconds[end - 1] + LAST_TOKEN, hidden), text)
+
+
+def _begins_word(tokenizer: Tokenizer, before: int, token: int) -> bool:
+    if tokenizer.unit in (TokenUnit.word, TokenUnit.phone):
+        return True
+    symbol = tokenizer.symbols[token]
+    # Scripts without case (Han, kana, Hangul) are written without spaces, or read as well when cut anywhere.
+    return symbol.startswith(SPACE) or tokenizer.symbols[before] == SPACE or unicodedata.category(symbol[0]) == "Lo"
+
+
+def subtitles(shown: Sequence[Cue], web: bool) -> str:
+    """The cues as an SRT file, or for the web as WebVTT."""
+
+    def clock(seconds: float) -> str:
+        minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+        text = f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds / 1000:06.3f}"
+        return text if web else text.replace(".", ",")
+
+    blocks = [f"{number}\n{clock(c.start)} --> {clock(c.end)}\n{c.text}\n" for number, c in enumerate(shown, 1)]
+    return "\n".join(["WEBVTT\n", *blocks] if web else blocks)
