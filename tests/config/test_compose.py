@@ -104,11 +104,14 @@ def test_folds_name_the_splits() -> None:
 
 PAIRED = {  # options whose neighbours allow only some values
     "model.encoder.kernel": 17,
+    "optim.betas": [0.8, 0.9],
+    "trainer.max_steps": 5,
+    "synthetic.seed": 1,
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
 }
-ONE_CHOICE = ("model.name", "router.name", "decode.mode")
+ONE_CHOICE = ("model.name", "router.name", "decode.mode", "trainer.devices", "synthetic.seed")
 
 
 def another(key: str, value: Any, hint: Any) -> Any:
