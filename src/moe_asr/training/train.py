@@ -148,6 +148,7 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
 
 
 def report_problems(run: RunDirectory, problems: list[Problem], total: int) -> None:
+    problems = list(dict.fromkeys(problems))  # unreadable audio is met again in every epoch
     lines = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
     write_atomically(run.path / "problems.jsonl", lambda file: file.write(lines))
     if problems:
