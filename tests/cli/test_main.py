@@ -63,7 +63,7 @@ def test_every_command_explains_itself(cli: Cli, name: str) -> None:
         code, out, err = cli(*words)
         assert (code, err) == (0, "")
         assert out.startswith(f"moe-asr {name} ")
-        schema = importlib.import_module(f"moe_asr.cli.{name}").CONFIG
+        schema = importlib.import_module(f"moe_asr.cli.{name.replace('-', '_')}").CONFIG
         shown = [line.split("=")[0].strip() for line in out.partition("Options:\n")[2].splitlines()]
         assert shown == [key for key, _, _ in option_help(schema)]
 

@@ -22,6 +22,9 @@ COMMANDS = {
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
     "inspect": Command("", "the model as a table, without training it"),
+    "import-checkpoint": Command(
+        "wenet DIR OUT", "another project's trained model -> a run directory", ("source", "dir", "out")
+    ),
     "score": Command("HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")),
 }
 
@@ -86,7 +89,7 @@ def dispatch(words: list[str]) -> int:
         from moe_asr.config.compose import closest
 
         raise InputError(f"There is no command {name}{closest(name, list(COMMANDS))} See moe-asr --help.")
-    command = importlib.import_module(f"moe_asr.cli.{name}")
+    command = importlib.import_module(f"moe_asr.cli.{name.replace('-', '_')}")
     if wants_help:
         print(command_help(name, command.CONFIG))
         return 0
