@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig, FeaturesConfig, TokenizerConfig
+from moe_asr.config.decode import DecodeConfig
 from moe_asr.config.model import (
     ChunkConfig,
     LossConfig,
@@ -94,26 +95,6 @@ class TrainerConfig:
         )
         require(self.threads >= 0, f"trainer.threads={self.threads} must not be negative.")
         require(self.devices == 1, f"trainer.devices={self.devices} is not supported yet; write trainer.devices=1.")
-
-
-@dataclass
-class DecodeConfig:
-    mode: str = "ctc_greedy"
-    chunk: int | None = None
-    """Encoder frames (40 ms) per chunk; null = full context."""
-    left: int | None = None
-    """Chunks of left context; null = all."""
-    chunks: list[int] = field(default_factory=list)
-    """Further chunk sizes that every validation and evaluation reports: `val/wer_c16` for 16."""
-    batch: int = 16
-    """Utterances decoded together."""
-
-    def __post_init__(self) -> None:
-        require(self.mode == "ctc_greedy", f"decode.mode={self.mode} is not known; write decode.mode=ctc_greedy.")
-        require(
-            all(c >= 1 for c in [*self.chunks, self.chunk or 1]),
-            "decode.chunk and decode.chunks count frames and must be at least 1.",
-        )
 
 
 @dataclass
