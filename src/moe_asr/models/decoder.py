@@ -42,12 +42,27 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, valid: Tensor, past: Tensor, memory: Tensor, mask: Tensor | None, routers: Routers
-    ) -> tuple[Tensor, RoutingTrace]:
-        x = x + self.dropout(self.self_attention(self.norm_self(x), past))
-        x = x + self.dropout(self.cross_attention(self.norm_cross(x), memory, mask))
+        self,
+        x: Tensor,
+        valid: Tensor,
+        past: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        routers: Routers,
+        cache: Tensor | None,
+    ) -> tuple[Tensor, RoutingTrace, Tensor]:
+        """x (H,U,d), memory of B utterances: H / B adjoining rows each -> (H,U,d), routing, self-attention cache."""
+        y, cache = self.self_attention(self.norm_self(x), past, cache)
+        x = x + self.dropout(y)
+        queries = self.norm_cross(x).reshape(len(memory), -1, x.shape[-1])  # one long row per utterance
+        x = x + self.dropout(self.cross_attention(queries, memory, mask).view_as(x))
         y, routing = self.ffn_out(self.norm_ffn(x), valid, self.site, routers.get(self.site))
-        return x + self.dropout(y), () if routing is None else (SiteTrace(self.site, routing, valid),)
+        trace = () if routing is None else (SiteTrace(self.site, routing, valid),)
+        return x + self.dropout(y), trace, cache
+
+
+DecoderState = tuple[Tensor, ...]
+"""Self-attention keys and values (H,K,2,h,c) of each layer, for the K tokens that H hypotheses begin with."""
 
 
 class Decoder(nn.Module):
@@ -89,15 +104,47 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, RoutingTrace]:
         """tokens (H,U) that begin with the start token, token_lengths (H,) -> logits (H,U,V) of the next token each.
 
-        rows (H,): the utterance of each hypothesis; None: one each, in order. Padding may be any valid token.
+        rows (H,): the utterance of each hypothesis; None: the utterances in order, with as many adjoining hypotheses
+        each, which then share keys and values without a copy. Padding may be any valid token.
         """
         memory = memory if rows is None else memory.select(rows)
         valid = lengths_to_mask(token_lengths, tokens.shape[1])
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        past = positions <= positions.unsqueeze(1)
+        x, trace, _ = self._run(tokens, valid, memory, (None,) * len(self.layers), 0, routers)
+        return self.output(self.norm(x)), trace
+
+    def start(self, hypotheses: int) -> DecoderState:
+        return tuple(layer.self_attention.empty_cache(hypotheses) for layer in self.layers)
+
+    def step(
+        self, tokens: Tensor, memory: Memory, state: DecoderState, routers: Routers = NO_ROUTERS
+    ) -> tuple[Tensor, DecoderState]:
+        """The newest token (H,) of each hypothesis, the start token first -> logits (H,V) of the next, and the state.
+
+        The utterances in order have as many adjoining hypotheses each.
+        """
+        tokens = tokens.unsqueeze(1)
+        x, _, state = self._run(
+            tokens, torch.ones_like(tokens, dtype=torch.bool), memory, state, state[0].shape[1], routers
+        )
+        return self.output(self.norm(x[:, 0])), state
+
+    def _run(
+        self,
+        tokens: Tensor,
+        valid: Tensor,
+        memory: Memory,
+        state: Sequence[Tensor | None],
+        first: int,
+        routers: Routers,
+    ) -> tuple[Tensor, RoutingTrace, DecoderState]:
+        """tokens (H,U), of which the first is at position `first`, after the last layer."""
+        positions = first + torch.arange(tokens.shape[1], device=tokens.device)
+        past = torch.arange(first + tokens.shape[1], device=tokens.device) <= positions.unsqueeze(1)
         x = self.positions(self.embedding(tokens), positions)
         trace: RoutingTrace = ()
-        for layer, kv in zip(self.layers, memory.layers, strict=True):
-            x, decided = layer(x, valid, past, kv, memory.mask, routers)
+        after = []
+        for layer, kv, cache in zip(self.layers, memory.layers, state, strict=True):
+            x, decided, cache = layer(x, valid, past, kv, memory.mask, routers, cache)
             trace += decided
-        return self.output(self.norm(x)), trace
+            after.append(cache)
+        return x, trace, tuple(after)

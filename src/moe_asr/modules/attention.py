@@ -89,10 +89,16 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B,U,d), mask (U,U) -> (B,U,d)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0))
+    def empty_cache(self, rows: int) -> Tensor:
+        weight = self.out.weight
+        return weight.new_zeros(rows, 0, 2, self.heads, weight.shape[1] // self.heads)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B,U,d), mask (U,K+U), cache of K earlier keys and values (B,K,2,h,c) -> (B,U,d) and all of them."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        kv = qkv[:, :, 1:] if cache is None else torch.cat([cache, qkv[:, :, 1:]], 1)
+        q, (k, v) = qkv[:, :, 0], kv.unbind(2)
+        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0)), kv
 
 
 class CrossAttention(nn.Module):
