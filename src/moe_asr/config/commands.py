@@ -1,9 +1,11 @@
 """Options of the commands that use a trained model. No torch here."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from omegaconf import MISSING
 
+from moe_asr.config.model import require
 from moe_asr.config.program import DecodeConfig, TrainConfig
 
 
@@ -26,14 +28,57 @@ class EvaluateConfig:
     """Folder of results.json and the hypotheses; null = evaluations/<date>-<time> in the run directory."""
 
 
+class Format(StrEnum):
+    text = "text"
+    json = "json"
+    """One list of all files."""
+    jsonl = "jsonl"
+    """A line per file."""
+    srt = "srt"
+    vtt = "vtt"
+
+
+@dataclass
+class EndpointConfig:
+    """When an utterance of a stream is over, in seconds; decided at the end of every chunk."""
+
+    blank: float = 0.8
+    """A frame is silent where the probability of blank is above this."""
+    silence_without_text: float = 5.0
+    silence_after_text: float = 1.0
+    longest: float = 20.0
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.blank < 1.0, f"endpoint.blank={self.blank} is a probability: write 0.8.")
+        for name in ("silence_without_text", "silence_after_text", "longest"):
+            require(getattr(self, name) > 0.0, f"endpoint.{name}={getattr(self, name)} must be above 0 seconds.")
+
+
 @dataclass
 class TranscribeConfig:
     run: str = MISSING
     audio: list[str] = field(default_factory=list)
+    """Files; - reads raw 16-bit mono PCM from the standard input."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    format: str = "text"
-    """text, or jsonl with the time of every token."""
+    format: Format = Format.text
+    """json and jsonl hold the time of every token."""
+    stream: bool = False
+    """Decode chunk by chunk (needs decode.chunk); text and jsonl tell what is known so far."""
+    segments: bool | None = None
+    """Cut a stream into utterances at silence; null = only where the audio is long."""
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    long: float = 60.0
+    """Longer audio (s) is streamed anyway, so that memory stays bounded: in chunks of 16 unless decode.chunk is set."""
+    sample_rate: int = 16000
+    """Of raw PCM."""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(
+            not self.stream or self.decode.chunk is not None, "stream=true needs decode.chunk: write decode.chunk=16."
+        )
+        require(self.long > 0, f"long={self.long} must be above 0 seconds.")
+        require(self.sample_rate > 0, f"sample_rate={self.sample_rate} must be above 0 Hz.")
 
 
 @dataclass

@@ -1,17 +1,20 @@
 """A trained model ready for use: samples or files in, text with times out. No Lightning, no corpus code."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from moe_asr.config.program import DecodeConfig, TrainConfig
-from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.config.commands import EndpointConfig
+from moe_asr.config.decode import DecodeConfig
+from moe_asr.config.program import TrainConfig
 from moe_asr.decoding.hypotheses import Hypothesis
+from moe_asr.decoding.search import search
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio
 from moe_asr.features.fbank import LogMel
@@ -19,8 +22,12 @@ from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.runs.checkpoint import build, load_checkpoint
+from moe_asr.runs.streaming import Session
 from moe_asr.runs.transcripts import FRAME_SECONDS, Transcript
 from moe_asr.tensors import Chunking
+
+Audible = str | Path | numpy.ndarray | Tensor
+"""A file, or samples."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +63,51 @@ class Recognizer:
         padded = pad_sequence(list(samples), batch_first=True).to(self.device)
         features, feature_lengths = self.log_mel(padded, lengths)
         encoded = self.model.encode(features, feature_lengths, Chunking(decode.chunk, decode.left))
-        hypotheses = ctc_greedy(self.model.ctc_log_probs(encoded.frames), encoded.frame_lengths, self.tokenizer.blank)
-        return [self.transcript(h) for h in hypotheses], encoded.routing
+        found = search(self.model, encoded, decode, self.tokenizer)
+        return [replace(self.transcript(nbest[0]), nbest=tuple(nbest)) for nbest in found], encoded.routing
 
     def transcript(self, hypothesis: Hypothesis, notes: tuple[str, ...] = ()) -> Transcript:
         seconds = tuple(frame * FRAME_SECONDS for frame in hypothesis.frames)
         return Transcript(self.tokenizer.decode(hypothesis.tokens), hypothesis, seconds, notes)
 
-    def transcribe(self, audio: str | Path | numpy.ndarray | Tensor, decode: DecodeConfig | None = None) -> Transcript:
-        """A file, or samples (S,) at the model's sample rate. Raises InputError for audio that cannot be read."""
-        notes: tuple[str, ...] = ()
-        if isinstance(audio, str | Path):
-            read = read_audio(audio, self.config.features.sample_rate)
-            audio, notes = read.samples, read.notes
-        samples = torch.as_tensor(audio, dtype=torch.float32)
-        transcripts, _ = self.decode([samples], decode)
-        return self.transcript(transcripts[0].hypothesis, notes)
+    @overload
+    def transcribe(self, audio: Audible, decode: DecodeConfig | None = None) -> Transcript: ...
+
+    @overload
+    def transcribe(self, audio: list[Audible], decode: DecodeConfig | None = None) -> list[Transcript]: ...
+
+    def transcribe(
+        self, audio: Audible | list[Audible], decode: DecodeConfig | None = None
+    ) -> Transcript | list[Transcript]:
+        """A file, or samples (S,) at the model's sample rate, or a list of such, decoded `decode.batch` at a time.
+
+        Raises InputError for audio that cannot be read.
+        """
+        if not isinstance(audio, list):
+            return self.transcribe([audio], decode)[0]
+        decode = decode or self.config.decode
+        transcripts = []
+        for first in range(0, len(audio), decode.batch):
+            read = [self._read(one) for one in audio[first : first + decode.batch]]
+            heard, _ = self.decode([samples for samples, _ in read], decode)
+            transcripts += [replace(t, notes=notes) for t, (_, notes) in zip(heard, read, strict=True)]
+        return transcripts
+
+    def _read(self, audio: Audible) -> tuple[Tensor, tuple[str, ...]]:
+        if not isinstance(audio, str | Path):
+            return torch.as_tensor(audio, dtype=torch.float32), ()
+        read = read_audio(audio, self.config.features.sample_rate)
+        return torch.from_numpy(read.samples), read.notes
+
+    def stream(
+        self,
+        chunk: int = 16,
+        left: int | None = None,
+        decode: DecodeConfig | None = None,
+        endpoint: EndpointConfig | None = None,
+    ) -> Session:
+        """A session that takes samples as they come; chunk and left, in frames (40 ms) and chunks, rule over `decode`.
+
+        Raises InputError for a model that looks ahead.
+        """
+        return Session(self, replace(decode or self.config.decode, chunk=chunk, left=left), endpoint)

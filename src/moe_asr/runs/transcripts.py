@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe_asr.config.data import TokenUnit
 from moe_asr.decoding.hypotheses import Hypothesis
@@ -22,7 +22,8 @@ LAST_TOKEN = 0.4
 class Transcript:
     """text; hypothesis (token ids, log score, frames); seconds: when each token was emitted; what was noticed.
 
-    segments: the utterances that a stream was cut into, in order; none where nothing was to be cut.
+    segments: the utterances that a stream was cut into, in order; none where nothing was to be cut. nbest: the best
+    hypotheses, `hypothesis` first, where an utterance was decoded as a whole.
     """
 
     text: str
@@ -30,6 +31,7 @@ class Transcript:
     seconds: tuple[float, ...]
     notes: tuple[str, ...] = ()
     segments: tuple["Segment", ...] = ()
+    nbest: tuple[Hypothesis, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,15 @@ class Cue:
 def joined(segments: Sequence[Segment]) -> Transcript:
     """The transcript of a whole stream."""
     parts = [segment.transcript for segment in segments]
-    tokens, frames, seconds = (
-        tuple(value for row in rows for value in row)
-        for rows in (
-            [p.hypothesis.tokens for p in parts],
-            [p.hypothesis.frames for p in parts],
-            [p.seconds for p in parts],
-        )
+    if len(parts) == 1:
+        return replace(parts[0], segments=tuple(segments))
+    found = [part.hypothesis for part in parts]
+    tokens, frames = (
+        tuple(i for row in rows for i in row) for rows in ([h.tokens for h in found], [h.frames for h in found])
     )
-    hypothesis = Hypothesis(tokens, sum(p.hypothesis.score for p in parts), frames)
-    return Transcript(join_han(" ".join(p.text for p in parts)), hypothesis, seconds, segments=tuple(segments))
+    hypothesis = Hypothesis(tokens, sum(h.score for h in found), frames)
+    seconds = tuple(time for part in parts for time in part.seconds)
+    return Transcript(join_han(" ".join(part.text for part in parts)), hypothesis, seconds, segments=tuple(segments))
 
 
 def cues(transcript: Transcript, tokenizer: Tokenizer) -> Iterator[Cue]:
