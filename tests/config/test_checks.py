@@ -62,7 +62,13 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
         (TrainerConfig, {name: 0}, f"trainer.{name}=0 must be")
         for name in ("validate_every", "recover_every", "average")
     ),
-    (DecodeConfig, {"mode": "beam"}, "write decode.mode=ctc_greedy."),
+    (DecodeConfig, {"beam": 0}, "decode.beam=0 must be at least 1."),
+    (DecodeConfig, {"left": -1}, "decode.left must be at least 0, or null for all."),
+    (DecodeConfig, {"mode": "attention", "nbest": 11}, "write decode.beam=11."),
+    (DecodeConfig, {"reverse_weight": 1.5}, "decode.reverse_weight=1.5 is a share: write a number from 0 to 1."),
+    (DecodeConfig, {"lm_weight": -0.1}, "decode.lm_weight=-0.1 must be at least 0."),
+    (DecodeConfig, {"hotwords": ["a"]}, "need the prefix beam: write decode.mode=ctc_prefix_beam or"),
+    (DecodeConfig, {"mode": "attention", "lm": "x"}, "need the prefix beam: write decode.mode=ctc_prefix_beam or"),
     (DecodeConfig, {"chunk": -1}, "decode.chunk and decode.chunks count frames and must be at least 1."),
     (DecodeConfig, {"chunks": [16, -1]}, "decode.chunk and decode.chunks count frames and must be at least 1."),
     (TrainConfig, {"moe": STARVED}, "write router.softmax=before or moe.top_k=2."),

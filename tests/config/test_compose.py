@@ -111,7 +111,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
 }
-ONE_CHOICE = ("model.name", "router.name", "decode.mode", "trainer.devices", "synthetic.seed")
+ONE_CHOICE = ("model.name", "router.name", "trainer.devices", "synthetic.seed")
 
 
 def another(key: str, value: Any, hint: Any) -> Any:

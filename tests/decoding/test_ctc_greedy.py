@@ -1,3 +1,4 @@
+import math
 from itertools import groupby
 
 import pytest
@@ -21,6 +22,10 @@ def test_greedy_equals_a_plain_collapse(blank):
         assert hypothesis.tokens == tuple(token for token, _ in runs)
         assert hypothesis.frames == tuple(frame for _, frame in runs)
         assert hypothesis.score == pytest.approx(score)
+        runs = [list(run) for token, run in groupby(path, key=lambda place: place[0]) if token != blank]
+        peaks = [max(float(row[f, token]) for token, f in run) for run in runs]
+        assert hypothesis.token_confidences == pytest.approx(torch.tensor(peaks).exp().tolist())
+        assert hypothesis.confidence == pytest.approx(math.exp(score / (len(runs) + 1)))
 
 
 def test_a_repeat_needs_a_blank_between():

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_asr.models.ctc import ctc_feasible
 from moe_asr.tensors import lengths_to_mask
 
 
@@ -37,9 +36,13 @@ def align(
     S = states.shape[1]
     may_skip = F.pad((states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2]), (2, 0))
     emitted = log_probs[row[:, None, None], torch.arange(N, device=device)[:, None], states.unsqueeze(1)]
-    score = emitted[:, 0].masked_fill(torch.arange(S, device=device) > 1, -torch.inf) if N else emitted.new_zeros(H, S)
-    moves = torch.zeros(N, H, S, dtype=torch.long, device=device)
+    score = torch.full_like(states, -torch.inf, dtype=log_probs.dtype)
+    score[:, 0] = 0.0  # what an utterance without frames ends with
     running = lengths_to_mask(frame_lengths, N)
+    if N:
+        score = torch.where(running[:, :1], emitted[:, 0], score)
+        score[:, 2:] = -torch.inf
+    moves = torch.zeros(N, H, S, dtype=torch.long, device=device)
     for frame in range(1, N):
         one, two = (F.pad(score, (step, 0), value=-torch.inf)[:, :S] for step in (1, 2))
         best, moves[frame] = torch.stack([score, one, two.masked_fill(~may_skip, -torch.inf)]).max(0)
@@ -51,9 +54,8 @@ def align(
     for frame in reversed(range(N)):
         path[:, frame] = state.where(running[:, frame], 0)
         state = state - moves[frame].gather(1, state.unsqueeze(1)).squeeze(1).where(running[:, frame], 0)
-    feasible = (ctc_feasible(tokens, token_lengths, frame_lengths) | (token_lengths == 0)).tolist()
-    rows = zip(path.tolist(), token_lengths.tolist(), ends.tolist(), feasible, strict=True)
-    return [Alignment(end, _spans(row, count)) if ok else Alignment(-torch.inf, ()) for row, count, end, ok in rows]
+    rows = zip(ends.tolist(), path.tolist(), token_lengths.tolist(), strict=True)
+    return [Alignment(end, _spans(row, count) if end > -torch.inf else ()) for end, row, count in rows]
 
 
 def _spans(path: list[int], count: int) -> tuple[tuple[int, int], ...]:
