@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from moe_asr.config.data import TokenUnit
-from moe_asr.config.program import DecodeConfig
+from moe_asr.config.decode import DecodeConfig
 from moe_asr.data.manifest import load_samples, read_split
 from moe_asr.decoding.hypotheses import Hypothesis
 from moe_asr.features.tokenizer import SPECIALS, Tokenizer

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -10,13 +11,14 @@ import soundfile
 import torch
 
 from moe_asr.config.commands import EndpointConfig
-from moe_asr.config.program import DecodeConfig
+from moe_asr.config.decode import DecodeConfig, DecodeMode
 from moe_asr.data.manifest import load_samples, read_split
+from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio, resample
 from moe_asr.runs import streaming
 from moe_asr.runs.recognizer import Recognizer, Transcript
-from moe_asr.runs.streaming import Session, file_blocks, resampled
+from moe_asr.runs.streaming import Greedy, Session, file_blocks, resampled
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,66 @@ def test_a_stream_says_what_the_chunk_mask_says(
     for size in (37, 1600, len(speech)):
         transcript, _ = pushed(session, speech, size)
         assert told(transcript) == told(whole)
+
+
+MODES = [
+    {"mode": DecodeMode.ctc_prefix_beam, "beam": 4, "nbest": 3, "blank_penalty": 1.0},
+    {"mode": DecodeMode.ctc_prefix_beam, "beam": 4, "hotwords": ["nine nine", "five one"]},
+    {"mode": DecodeMode.attention_rescoring, "beam": 4, "nbest": 2, "ctc_weight": 0.1},
+    {"mode": DecodeMode.attention, "beam": 3},
+]
+
+
+@pytest.mark.parametrize("options", MODES, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_mode_says_in_a_stream_what_it_says_offline(
+    recognizer: Recognizer, speech: torch.Tensor, options: dict[str, Any]
+) -> None:
+    speech = speech[:20_000]
+    decode = DecodeConfig(**options, chunk=4, left=2)
+    whole = recognizer.transcribe(speech, decode)
+    session = recognizer.stream(4, 2, decode)
+    transcript, partials = pushed(session, speech, 640)
+    assert told(transcript) == told(whole)
+    assert [h.tokens for h in transcript.nbest] == [h.tokens for h in whole.nbest]
+    assert transcript.hypothesis.confidence == pytest.approx(whole.hypothesis.confidence, abs=1e-4)
+    assert transcript.hypothesis.token_confidences == pytest.approx(whole.hypothesis.token_confidences, abs=1e-4)
+    assert whole.hypothesis.tokens
+    for partial in partials:
+        assert partial.tokens[: partial.stable] == transcript.hypothesis.tokens[: partial.stable]
+    assert (max(partial.stable for partial in partials) > 0) == (decode.mode is not DecodeMode.attention)
+    again, _ = pushed(session, speech, 20_000)
+    assert again == transcript
+
+
+def test_greedy_goes_on_where_it_stopped() -> None:
+    """Runs that cross a border are one token, as certain as in their best frame; a blank between makes two."""
+    generator = torch.Generator().manual_seed(0)
+    log_probs = torch.randn(60, 3, generator=generator).mul(2).log_softmax(-1)
+    whole = ctc_greedy(log_probs.unsqueeze(0), torch.tensor([60]), blank=1)[0]
+    assert len(whole.tokens) > 15
+    for size in (1, 2, 7):
+        search = Greedy(blank=1)
+        state = search.start()
+        for part in log_probs.split(size):
+            state = search.advance(state, part)
+        (found,) = search.finish(state)
+        assert (found.tokens, found.frames, found.token_confidences) == (
+            whole.tokens,
+            whole.frames,
+            whole.token_confidences,
+        )
+        assert (found.score, found.confidence) == pytest.approx((whole.score, whole.confidence))
+
+
+def test_what_the_mode_needs_is_asked_for_before_the_stream(untrained: Path) -> None:
+    recognizer = Recognizer.load(untrained)
+    del recognizer.model.decoders["left_to_right"]
+    with pytest.raises(InputError, match="no left-to-right decoder"):
+        recognizer.stream(4, decode=DecodeConfig(mode=DecodeMode.attention))
+    with pytest.raises(InputError, match="no left-to-right decoder"):
+        recognizer.stream(4, decode=DecodeConfig(mode=DecodeMode.attention_rescoring))
+    with pytest.raises(InputError, match="hotword 'xyz'"):
+        recognizer.stream(4, decode=DecodeConfig(mode=DecodeMode.ctc_prefix_beam, hotwords=["xyz"]))
 
 
 def test_samples_one_by_one(recognizer: Recognizer, speech: torch.Tensor) -> None:
@@ -178,12 +240,13 @@ def test_rules_are_judged_at_the_end_of_a_chunk_and_can_be_set(
     recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = [3] + [0] * 14 + [4] + [0] * 16
-    for rules, ends in [
+    cases = [
         (EndpointConfig(silence_after_text=0.4), [32]),  # frame 15 speaks again before the first chunk ends
         (EndpointConfig(silence_after_text=0.4, blank=0.95), [32]),  # never sure of silence: the stream ends first
         (EndpointConfig(longest=0.6), [16]),  # nothing is said in the second chunk
-    ]:
-        session = recognizer.stream(16, endpoint=rules)
+    ]
+    sessions = [recognizer.stream(16, endpoint=rules) for rules, _ in cases]
+    for session, (rules, ends) in zip(sessions, cases, strict=True):
         scripted(monkeypatch, recognizer, classes)
         transcript, partials = pushed(session, silence(32), 4000)
         assert [frames_of(s.end) for s in transcript.segments] == ends

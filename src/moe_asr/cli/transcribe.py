@@ -120,8 +120,10 @@ def pcm_blocks(stream: BinaryIO) -> "Iterator[numpy.ndarray]":
 
 def row(file: str, transcript: "Transcript", recognizer: "Recognizer") -> dict[str, Any]:
     symbols = [recognizer.tokenizer.symbols[token] for token in transcript.hypothesis.tokens]
+    times: list[float | None] = [round(at, 2) for at in transcript.seconds]
+    times = times or [None] * len(symbols)  # a text that CTC cannot align
     result: dict[str, Any] = {"audio": file, "text": transcript.text, "score": transcript.hypothesis.score}
-    result["tokens"] = [[s, round(at, 2)] for s, at in zip(symbols, transcript.seconds, strict=True)]
+    result["tokens"] = [list(pair) for pair in zip(symbols, times, strict=True)]
     if transcript.segments:
         result["segments"] = [timed(segment) for segment in transcript.segments]
     return result

@@ -1,22 +1,25 @@
 """A stream of audio, decoded as it comes: samples in any portions in, the text so far and ended utterances out."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from math import ceil, gcd
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from math import ceil, exp, gcd
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy
 import torch
 from torch import Tensor
 
 from moe_asr.config.commands import EndpointConfig
-from moe_asr.config.program import DecodeConfig
+from moe_asr.config.decode import PREFIX_MODES, DecodeConfig, DecodeMode
+from moe_asr.decoding.attention import attention_rescoring
 from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.decoding.hypotheses import Hypothesis
+from moe_asr.decoding.search import ctc_log_probs, prefix_beam, search
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio, read_header, resample
-from moe_asr.models.encoder import EncoderState
+from moe_asr.models.encoder import EncoderOutput, EncoderState
 from moe_asr.modules.subsampling import FACTOR, OVERLAP
 from moe_asr.runs.transcripts import FRAME_SECONDS, Segment, Transcript, joined
 from moe_asr.tensors import Chunking
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from moe_asr.runs.recognizer import Recognizer
 
 INT16 = 32768.0
-NOTHING = Hypothesis((), 0.0, ())
 BLOCK_SECONDS = 20
 """How much of a file is held at once."""
 
@@ -45,25 +47,70 @@ class Partial:
     segments: tuple[Segment, ...] = ()
 
 
+class Search(Protocol):
+    """A search that goes on from a state, as `CtcPrefixBeam` does."""
+
+    def start(self) -> Any: ...
+
+    def advance(self, state: Any, log_probs: Tensor) -> Any:
+        """The state after more frames, log_probs (N,V)."""
+        ...
+
+    def partial(self, state: Any) -> list[Hypothesis]: ...
+
+    def finish(self, state: Any) -> list[Hypothesis]: ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """`ctc_greedy` as a search that goes on: a state is the path so far, its frames, and the class of the last one."""
+
+    blank: int
+
+    def start(self) -> tuple[Hypothesis, int, int]:
+        return Hypothesis((), 0.0, (), 1.0), 0, self.blank
+
+    def advance(self, state: tuple[Hypothesis, int, int], log_probs: Tensor) -> tuple[Hypothesis, int, int]:
+        old, count, last = state
+        new = ctc_greedy(log_probs.unsqueeze(0), torch.tensor([len(log_probs)], device=log_probs.device), self.blank)[0]
+        ids = log_probs.argmax(-1)
+        peaks, again = old.token_confidences, 0
+        if int(ids[0]) == last != self.blank:  # its first token is our last one, still going on
+            peaks, again = (*peaks[:-1], max(peaks[-1], new.token_confidences[0])), 1
+        tokens, score = old.tokens + new.tokens[again:], old.score + new.score
+        frames = old.frames + tuple(count + frame for frame in new.frames[again:])
+        confidence, peaks = exp(score / (len(tokens) + 1)), peaks + new.token_confidences[again:]
+        return Hypothesis(tokens, score, frames, confidence, peaks), count + len(log_probs), int(ids[-1])
+
+    def partial(self, state: tuple[Hypothesis, int, int]) -> list[Hypothesis]:
+        return [state[0]]
+
+    finish = partial
+
+
 @dataclass
 class _Utterance:
-    """The utterance in progress: its first frame in the stream, its frames so far, how many at its end are silent."""
+    """The utterance in progress: its first frame in the stream, its frames so far, how many at its end are silent.
+
+    kept: its frames (1,N,d), where decoders will want them.
+    """
 
     encoder: EncoderState
+    search: Any
     first: int = 0
     frames: int = 0
     silent: int = 0
-    best: Hypothesis = NOTHING
-    last: int = -1
-    """The class of the last frame."""
+    kept: list[Tensor] = field(default_factory=list)
 
 
 class Session:
     """One stream. Every chunk is computed from the same samples, however they were cut into pushes.
 
     With an `endpoint`, utterances end in silence and the next one begins with the frame after: each says what the
-    samples of its own frames say offline under the same chunks. Memory is constant if the left context is limited or
-    there are endpoints. Raises InputError for a model that looks ahead and for decode.chunk=null.
+    samples of its own frames say offline under the same chunks. Decoders have their say when an utterance ends.
+    Memory is constant if the left context is limited or there are endpoints, but for the text, and for the frames of
+    the utterance in the modes with decoders. Raises InputError for a model that looks ahead or lacks what the mode
+    needs, and for decode.chunk=null.
     """
 
     def __init__(self, recognizer: "Recognizer", decode: DecodeConfig, endpoint: EndpointConfig | None = None) -> None:
@@ -71,13 +118,22 @@ class Session:
             raise InputError("a stream is decoded in chunks: write decode.chunk=16.")
         self._recognizer, self._decode, self._endpoint, self._chunk = recognizer, decode, endpoint, decode.chunk
         self._blank = (endpoint or EndpointConfig()).blank
+        model, tokenizer = recognizer.model, recognizer.tokenizer
+        beam = decode.mode in PREFIX_MODES
+        self._search: Search = prefix_beam(model, decode, tokenizer) if beam else Greedy(tokenizer.blank)
         self._start()
+        with torch.inference_mode():  # one frame of nothing shows now, and not at the end, what the model lacks
+            search(model, self._encoded(torch.zeros(1, 1, model.encoder.config.width)), decode, tokenizer)
+
+    def _encoded(self, frames: Tensor) -> EncoderOutput:
+        device = self._recognizer.device
+        return EncoderOutput(frames.to(device), torch.tensor([frames.shape[1]], device=device), ())
 
     def _start(self) -> None:
         self._waiting: list[Tensor] = []
         self._count = 0  # samples waiting
         self._segments: list[Segment] = []
-        self._utterance = _Utterance(self._fresh())
+        self._utterance = _Utterance(self._fresh(), self._search.start())
         self._known = Partial("", (), (), 0)
 
     def _fresh(self) -> EncoderState:
@@ -98,8 +154,12 @@ class Session:
             if self._is_over():
                 self._close()
         self._waiting, self._count = [rest.clone()], len(rest)
-        now = self._transcript()
-        self._known = Partial(now.text, now.hypothesis.tokens, now.seconds, len(now.seconds))
+        found = self._search.partial(self._utterance.search)
+        now, certain = self._transcript(found), 0
+        if self._decode.mode is not DecodeMode.attention:  # which does not choose among the beam
+            columns = zip(*(hypothesis.tokens for hypothesis in found), strict=False)
+            certain = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        self._known = Partial(now.text, now.hypothesis.tokens, now.seconds, certain)
         return replace(self._known, segments=tuple(self._segments[ended:]))
 
     @torch.inference_mode()
@@ -118,50 +178,56 @@ class Session:
 
     def _encode(self, samples: Tensor, feature_frames: int, finish: bool = False) -> None:
         """Adds the frames that so many feature frames from the beginning of the samples complete."""
-        recognizer, utterance = self._recognizer, self._utterance
+        recognizer, now = self._recognizer, self._utterance
         model, device = recognizer.model, recognizer.device
         samples = samples[: recognizer.log_mel.samples_needed(feature_frames)].to(device)
         features, lengths = recognizer.log_mel(samples.unsqueeze(0), torch.tensor([len(samples)], device=device))
         ending = torch.tensor([finish], device=device)
-        output, utterance.encoder = model.encoder.step(features, lengths, utterance.encoder, model.routers, ending)
-        if output.frames.shape[1] == 0:
+        output, now.encoder = model.encoder.step(features, lengths, now.encoder, model.routers, ending)
+        count = output.frames.shape[1]
+        if count == 0:
             return
-        log_probs, blank = model.ctc_log_probs(output.frames), recognizer.tokenizer.blank
-        utterance.best, utterance.last = _extend(utterance.best, utterance.last, utterance.frames, log_probs, blank)
-        loud = (log_probs[0, :, blank].exp() <= self._blank).nonzero()
-        count = log_probs.shape[1]
-        utterance.silent = count - 1 - int(loud[-1]) if len(loud) else utterance.silent + count
-        utterance.frames += count
+        log_probs = ctc_log_probs(model, output.frames, self._decode)[0]
+        now.search = self._search.advance(now.search, log_probs)
+        if self._decode.mode in (DecodeMode.attention, DecodeMode.attention_rescoring):
+            now.kept.append(output.frames)
+        loud = (log_probs[:, recognizer.tokenizer.blank].exp() <= self._blank).nonzero()
+        now.silent = count - 1 - int(loud[-1]) if len(loud) else now.silent + count
+        now.frames += count
 
     def _is_over(self) -> bool:
         rules, now = self._endpoint, self._utterance
         if rules is None:
             return False
-        silence = min(rules.silence_without_text, rules.silence_after_text if now.best.tokens else float("inf"))
+        spoken = self._search.partial(now.search)[0].tokens
+        silence = min(rules.silence_without_text, rules.silence_after_text if spoken else float("inf"))
         return now.silent >= round(silence / FRAME_SECONDS) or now.frames >= round(rules.longest / FRAME_SECONDS)
 
     def _close(self) -> None:
         """Ends the utterance; what it left over of the features is the beginning of the next one."""
-        old = self._utterance
-        if old.best.tokens or self._endpoint is None:
-            end = old.first + old.frames
-            self._segments.append(Segment(old.first * FRAME_SECONDS, end * FRAME_SECONDS, self._transcript()))
+        old, transcript = self._utterance, self._transcript(self._final())
+        end = old.first + old.frames
+        if transcript.text or self._endpoint is None:
+            self._segments.append(Segment(old.first * FRAME_SECONDS, end * FRAME_SECONDS, transcript))
         fresh = replace(self._fresh(), pending=old.encoder.pending, pending_lengths=old.encoder.pending_lengths)
-        self._utterance = _Utterance(fresh, old.first + old.frames)
+        self._utterance = _Utterance(fresh, self._search.start(), end)
 
-    def _transcript(self) -> Transcript:
-        best, first = self._utterance.best, self._utterance.first
-        return self._recognizer.transcript(replace(best, frames=tuple(first + frame for frame in best.frames)))
+    def _final(self) -> list[Hypothesis]:
+        """The n-best of the ended utterance."""
+        decode, model, now = self._decode, self._recognizer.model, self._utterance
+        found = self._search.finish(now.search)
+        if now.kept:
+            encoded = self._encoded(torch.cat(now.kept, 1))
+            if decode.mode is DecodeMode.attention:
+                found = search(model, encoded, decode, self._recognizer.tokenizer)[0]
+            else:
+                found = attention_rescoring(model, encoded, [found], decode.ctc_weight, decode.reverse_weight)[0]
+        return found[: decode.nbest]
 
-
-def _extend(best: Hypothesis, last: int, first: int, log_probs: Tensor, blank: int) -> tuple[Hypothesis, int]:
-    """The greedy path over the frames from `first` on, log_probs (1,N,V), after a path whose last class was `last`."""
-    size = log_probs.shape[1]
-    new = ctc_greedy(log_probs, torch.tensor([size], device=log_probs.device), blank)[0]
-    ids = log_probs[0].argmax(-1)
-    again = int(int(ids[0]) == last != blank)  # its first token is the last one, still going on
-    frames = tuple(first + frame for frame in new.frames[again:])
-    return Hypothesis(best.tokens + new.tokens[again:], best.score + new.score, best.frames + frames), int(ids[-1])
+    def _transcript(self, found: list[Hypothesis]) -> Transcript:
+        first = self._utterance.first
+        found = [replace(h, frames=tuple(first + frame for frame in h.frames)) for h in found]
+        return replace(self._recognizer.transcript(found[0]), nbest=tuple(found))
 
 
 def _as_float(samples: numpy.ndarray | Tensor) -> Tensor:

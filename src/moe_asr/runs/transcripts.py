@@ -66,13 +66,17 @@ def joined(segments: Sequence[Segment]) -> Transcript:
     return Transcript(join_han(" ".join(part.text for part in parts)), hypothesis, seconds, segments=tuple(segments))
 
 
-def cues(transcript: Transcript, tokenizer: Tokenizer) -> Iterator[Cue]:
-    """Subtitles of a transcript, cut where a word begins: after a pause, at the end of a segment, or when too long."""
+def cues(transcript: Transcript, tokenizer: Tokenizer, start: float = 0.0) -> Iterator[Cue]:
+    """Subtitles of a transcript, cut where a word begins: after a pause, at the end of a segment, or when too long.
+
+    start: when it is shown if its times are not known (s).
+    """
     if transcript.segments:
         for segment in transcript.segments:
-            yield from cues(segment.transcript, tokenizer)
+            yield from cues(segment.transcript, tokenizer, segment.start)
         return
-    tokens, seconds = transcript.hypothesis.tokens, transcript.seconds
+    tokens = transcript.hypothesis.tokens
+    seconds = transcript.seconds or (start,) * len(tokens)
     begins = [0]
     for i in range(1, len(tokens)):
         long = seconds[i] - seconds[begins[-1]] > LONGEST_CUE
