@@ -107,6 +107,8 @@ PAIRED = {  # options whose neighbours allow only some values
     "optim.betas": [0.8, 0.9],
     "trainer.max_steps": 5,
     "synthetic.seed": 1,
+    "corpus": "fsdd",
+    "segments": True,
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
@@ -131,6 +133,8 @@ def another(key: str, value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         return [*value, {float: 0.5, int: 3, str: "word"}[get_args(hint)[0]]]
     if value is None:
+        if bool in get_args(hint):
+            return True
         return 7 if int in get_args(hint) else ["word"] if list[str] in get_args(hint) else "text"
     return "another"
 
@@ -173,7 +177,7 @@ def test_every_option_can_be_overridden(command: str) -> None:
         (["optim.name=7"], "optim.name=7 is not known. It is one of adam, adamw."),
         (["optim.lr=fast"], "optim.lr: Value 'fast' of type 'str' could not be converted to Float"),
         (["trainer.epochs=1.5"], "trainer.epochs: Value '1.5' of type 'float' could not be converted to Integer"),
-        (["optim.betas=0.9"], "optim.betas: Invalid value assigned: float is not a ListConfig, list or tuple."),
+        (["optim.betas=0.9"], "optim.betas is a list: write optim.betas=[...]."),
         (["seed"], "'seed' is not of the form key=value."),
         (["seed=1,2"], "seed=1,2 is a grid: add -m to run all of it, or write seed=[1,2] for a list."),
         (["data.test=[seen"], "data.test=[seen cannot be read: no viable alternative at input '[seen'."),
