@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@touch $@
 
 demo: setup ## make the embedded corpus, train on it, print WER, RTF and expert use (about 6 minutes on 2 cores)
-	$(BIN)/moe-asr prepare synthetic recipe=digits hours=0.75
+	$(BIN)/moe-asr prepare synthetic recipe=digits
 	$(BIN)/moe-asr train experiment=demo name=demo
 
 test: lint ## everything the project checks: lint, types, import direction, tests

@@ -6,9 +6,12 @@ with no generator state saved, and two models of one seed see identical data.
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy
-import torch
+
+if TYPE_CHECKING:  # scoring two text files needs no torch
+    import torch
 
 
 def key_seed(purpose: str, *key: int | str) -> int:
@@ -21,5 +24,7 @@ def numpy_rng(purpose: str, *key: int | str) -> numpy.random.Generator:
     return numpy.random.Generator(numpy.random.PCG64(key_seed(purpose, *key)))
 
 
-def torch_rng(purpose: str, *key: int | str, device: str = "cpu") -> torch.Generator:
+def torch_rng(purpose: str, *key: int | str, device: str = "cpu") -> "torch.Generator":
+    import torch
+
     return torch.Generator(device=device).manual_seed(key_seed(purpose, *key))

@@ -8,12 +8,13 @@ import pytest
 import torch
 from lhotse.cut import Cut
 
-from moe_asr.analysis.evaluation import error_units, evaluate_run, evaluate_set, evaluate_splits, results_table
+from moe_asr.analysis.evaluation import error_units, evaluate_run, evaluate_set, evaluate_splits
 from moe_asr.config.data import TokenizerConfig, TokenUnit
 from moe_asr.config.program import DecodeConfig, TrainConfig
 from moe_asr.config.score import Unit
 from moe_asr.data.manifest import Card, load_samples, read_split, write_card, write_split
 from moe_asr.errors import InputError
+from moe_asr.measure.table import results_table
 from moe_asr.runs.recognizer import Recognizer
 
 DECODE = DecodeConfig(batch=3)

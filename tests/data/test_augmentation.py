@@ -14,9 +14,7 @@ from moe_asr.randomness import numpy_rng
 
 OFF = AugmentConfig(speeds=[1.0], time_masks=0, mel_masks=0, substitutions=0)
 T, F = 200, 80
-FRAMES = numpy.arange(1.0, T + 1)[:, None].repeat(
-    F, 1
-)  # every feature says its frame; 0 appears only as a mask
+FRAMES = numpy.arange(1.0, T + 1)[:, None].repeat(F, 1)  # every feature says its frame; 0 appears only as a mask
 SAMPLES = torch.randn(1600, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
@@ -130,9 +128,7 @@ def test_one_key_gives_one_result() -> None:
 def test_switching_one_off_leaves_the_draws_of_the_others() -> None:
     both = many(replace(OFF, time_masks=2, mel_masks=2), times=20)
     time, mel = many(replace(OFF, time_masks=2), times=20), many(replace(OFF, mel_masks=2), times=20)
-    assert all(
-        numpy.array_equal(b == 0, (t == 0) | (m == 0)) for b, t, m in zip(both, time, mel, strict=True)
-    )
+    assert all(numpy.array_equal(b == 0, (t == 0) | (m == 0)) for b, t, m in zip(both, time, mel, strict=True))
     rngs = [numpy_rng("test", 3) for _ in range(3)]
     loud = replace(OFF, gain_db=12)
     gain = augment_samples(SAMPLES, loud, rngs[0]) / SAMPLES

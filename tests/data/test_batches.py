@@ -106,7 +106,7 @@ def test_companions_and_order_do_not_matter(cuts: list[Cut]) -> None:
 
 def test_augmentation_is_on_in_training_and_off_in_evaluation(cuts: list[Cut]) -> None:
     plain: dict[str, torch.Tensor] = {}
-    batches = EvaluationBatches(cuts, FEATURES, size=4)
+    batches = EvaluationBatches(cuts, FEATURES, size=4, seconds=300.0)
     for position in range(len(batches)):
         batch = batches[position].batch
         assert batch is not None
@@ -122,7 +122,7 @@ def test_augmentation_is_on_in_training_and_off_in_evaluation(cuts: list[Cut]) -
 
 def test_evaluation_covers_every_utterance_once_longest_first(cuts: list[Cut]) -> None:
     longest = max(cuts, key=lambda cut: cut.duration)
-    batches = EvaluationBatches([*cuts, unreadable(longest.with_id("broken"))], FEATURES, size=3)
+    batches = EvaluationBatches([*cuts, unreadable(longest.with_id("broken"))], FEATURES, size=3, seconds=300.0)
     loaded = [batches[i] for i in range(len(batches))]
     ids = [name for item in loaded if item.batch for name in item.batch.ids]
     problems = [problem for item in loaded for problem in item.problems]
@@ -152,7 +152,7 @@ def test_a_batch_without_readable_audio_is_none(cuts: list[Cut]) -> None:
     assert loaded.batch is None
     assert [p.id for p in loaded.problems] == [cuts[0].id, cuts[1].id]
     assert loaded.to("cpu") is loaded
-    evaluated = EvaluationBatches(broken, FEATURES, size=2)[0]
+    evaluated = EvaluationBatches(broken, FEATURES, size=2, seconds=300.0)[0]
     assert evaluated.batch is None
     assert len(evaluated.problems) == 2
 

@@ -6,9 +6,7 @@ import torch
 from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
 
-FEATURES = (
-    torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 5.0, 0.1]) - 12
-)
+FEATURES = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 5.0, 0.1]) - 12
 
 
 def batch(*utterances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

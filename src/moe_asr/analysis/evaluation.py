@@ -14,7 +14,7 @@ from moe_asr.config.compose import to_plain
 from moe_asr.config.data import TokenUnit
 from moe_asr.config.program import DecodeConfig, TrainConfig
 from moe_asr.config.score import Unit
-from moe_asr.data.batches import read_all
+from moe_asr.data.batches import read_all, similar
 from moe_asr.data.manifest import Problem, describe, read_split
 from moe_asr.data.selection import target_text
 from moe_asr.errors import InputError
@@ -26,10 +26,11 @@ from moe_asr.runs.recognizer import Recognizer
 
 
 def error_units(config: TrainConfig) -> tuple[Unit, ...]:
-    """The error rates that are reported: of phones for phone targets, else of words and characters; first the one
-    that selects."""
-    usual = (Unit.phone,) if config.tokenizer.unit is TokenUnit.phone else (Unit.word, Unit.char)
-    return tuple(dict.fromkeys((config.data.error_unit, *usual)))
+    """The error rates that are reported, first the one that selects: of phones for phone targets, else of words and
+    characters."""
+    if config.tokenizer.unit is TokenUnit.phone:
+        return (Unit.phone,)
+    return tuple(dict.fromkeys((config.data.error_unit, Unit.word, Unit.char)))
 
 
 def evaluate_run(recognizer: Recognizer, config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -70,13 +71,11 @@ def evaluate_set(
     as nothing, counted and listed. The first batch is run once before, as a warm-up.
     """
     rate = config.features.sample_rate
-    by_duration = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
-    groups = [by_duration[i : i + decode.batch] for i in range(0, len(by_duration), decode.batch)]
     texts: dict[str, str] = {}
     times: list[TimedBatch] = []
     problems: list[Problem] = []
     load: dict[str, SiteLoad] = {}
-    for group in groups:
+    for group in similar(cuts, decode.batch, decode.batch_seconds):
         samples, unreadable = read_all(group, rate)
         problems += unreadable
         if not samples:
@@ -107,41 +106,3 @@ def evaluate_set(
         "outside_tokenizer": sum(bool(recognizer.tokenizer.unknown(s.reference)) for s in scored),
         "experts": {site: [round(share, 4) for share in of.shares.tolist()] for site, of in load.items()},
     }
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """What a run's results say, for the terminal."""
-    lines = []
-    for part in ("dev", "test"):
-        for name, result in results.get(part, {}).items():
-            unit = Unit(result["unit"])
-            interval = result[f"{unit.rate}_ci95"]
-            between = f"[{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else "no interval"
-            others = [k for k in ("wer", "cer", "per") if k in result and k != unit.rate]
-            also = "".join(f"  {k.upper()} {100 * result[k]:.2f} %" for k in others)
-            lines.append(
-                f"{part}/{name:<10} {unit.rate.upper()} {100 * result[unit.rate]:.2f} % {between}{also}  "
-                f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, "
-                f"{result['num_tokens']} {unit.value}s, {result['interval']['method']})"
-            )
-            for speaker, own in result.get("per_speaker", {}).items():
-                lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")
-            if result["unreadable"]:
-                lines.append(f"  {len(result['unreadable'])} utterances could not be read and count as deleted")
-            if result["outside_tokenizer"]:
-                lines.append(f"  {result['outside_tokenizer']} references hold text outside the tokenizer")
-    if speed := next((r["speed"] for p in ("test", "dev") for r in results.get(p, {}).values()), None):
-        lines.append(
-            f"RTF on {speed['machine']}: {speed['threads']} threads, batches of {speed['batch']}, "
-            f"{speed['warm_up']} warm-up, quartiles {', '.join(f'{q:.4f}' for q in speed['rtf_quartiles'])}"
-        )
-    if test := results.get("test", {}):
-        name = list(test)[-1]
-        for site, shares in test[name]["experts"].items():
-            lines.append(f"expert use on {name}, {site}: " + " ".join(f"{100 * share:3.0f}" for share in shares) + " %")
-    if "params_total" in results:
-        lines.append(
-            f"{results['params_total'] / 1e6:.2f} M parameters, {results['params_active'] / 1e6:.2f} M active; "
-            f"trained in {results['train_seconds']:.0f} s"
-        )
-    return "\n".join(lines)

@@ -12,9 +12,10 @@ def run(config: EvaluateConfig) -> None:
 
     import torch
 
-    from moe_asr.analysis.evaluation import evaluate_splits, results_table
+    from moe_asr.analysis.evaluation import evaluate_splits
     from moe_asr.errors import InputError
     from moe_asr.measure.normalize import normalizer
+    from moe_asr.measure.table import results_table
     from moe_asr.runs.directory import environment, write_json
     from moe_asr.runs.process import keep_freed_memory
     from moe_asr.runs.recognizer import Recognizer

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from moe_asr.errors import InputError
 
@@ -17,7 +18,11 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("CORPUS [SOURCE]", "a corpus on disk, or the synthetic one -> manifests", ("corpus", "source")),
+    "prepare": Command(
+        "CORPUS [SOURCE]",
+        "a corpus on disk, or the synthetic one -> manifests (hours=2 = synthetic.hours=2)",
+        ("corpus", "source"),
+    ),
     "train": Command("", "train a model; -m runs a grid", sweeps=True),
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
@@ -38,27 +43,39 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "moe-asr COMMAND --help lists its options. Exit code 0 = done, 1 = a job failed, 2 = wrong input.",
+            "moe-asr COMMAND --help lists its options. Exit codes: 0 done, 1 a job failed, 2 wrong input, 130 Ctrl-C.",
         ]
     )
 
 
 def command_help(name: str, schema: type) -> str:
-    from moe_asr.config.compose import groups, option_help
+    from moe_asr.config.compose import defaults, groups, groups_of, option_help
 
-    command = COMMANDS[name]
-    rows = list(option_help(schema))
+    command, (values, chosen) = COMMANDS[name], defaults(name, schema)
+    own = {group: options for group, options in groups().items() if group in groups_of(schema)}
     lines = [f"moe-asr {name} {command.usage} [key=value...]", "", command.does, ""]
-    if command.sweeps:
-        lines += ["Groups:", *(f"  {group}={'|'.join(options)}" for group, options in groups().items()), ""]
-    lines += ["Options:", *(f"  {f'{key}={value}':<42} {doc}".rstrip() for key, value, doc in rows)]
+    if own:
+        lines.append("Groups, each a set of values (* = chosen unless you say otherwise):")
+        for group, options in own.items():
+            marked = [option + "*" * (option == chosen.get(group)) for option in options]
+            lines.append(f"  {group}={'|'.join(marked)}")
+        lines.append("")
+    lines.append("Options, with the values they have unless you say otherwise:")
+    for key, _, doc in option_help(schema):
+        value = "null" if values[key] is None else str(values[key]).replace("???", "")
+        lines.append(f"  {f'{key}={value}':<46} {doc}".rstrip())
     return "\n".join(lines)
+
+
+def is_path(word: str) -> bool:
+    """Whether a word is a plain one: it has no "=", or names a file that has."""
+    return "=" not in word or Path(word).exists()
 
 
 def split_words(name: str, words: list[str]) -> tuple[list[str], dict[str, object]]:
     """Separates key=value words from plain ones, which fill the command's positional options in order."""
-    overrides = [word for word in words if "=" in word]
-    plain = [word for word in words if "=" not in word]
+    plain = [word for word in words if is_path(word)]
+    overrides = [word for word in words if not is_path(word)]
     values: dict[str, object] = {}
     for option in COMMANDS[name].positionals:
         if option.endswith("..."):
@@ -69,13 +86,14 @@ def split_words(name: str, words: list[str]) -> tuple[list[str], dict[str, objec
             values[option] = plain.pop(0)
     if plain:
         raise InputError(
-            f"'{plain[0]}' is one word too many; write: moe-asr {name} {COMMANDS[name].usage} [key=value...]."
+            f"'{plain[0]}' is one word too many; write: {' '.join(['moe-asr', name, COMMANDS[name].usage]).strip()} "
+            "[key=value...]."
         )
     return overrides, values
 
 
 def dispatch(words: list[str]) -> int:
-    flags = [word for word in words if word.startswith("-") and word != "-"]
+    flags = [word for word in words if word.startswith("-") and word != "-" and not Path(word).exists()]
     words = [word for word in words if word not in flags]
     for flag in flags:
         if flag not in ("-m", "--multirun", "--help", "-h", "--debug"):
@@ -116,6 +134,11 @@ def main() -> None:
         if "--debug" in words:
             raise
         print(f"moe-asr: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if "--debug" in words or error.filename is None:
+            raise
+        print(f"moe-asr: {error.filename} cannot be used ({error.strerror}); give another place.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("moe-asr: interrupted; the same command goes on where this one stopped.", file=sys.stderr)

@@ -6,11 +6,18 @@ CONFIG = TrainConfig
 
 
 def run(config: TrainConfig) -> None:
-    from moe_asr.analysis.evaluation import results_table
-    from moe_asr.runs.process import keep_freed_memory
-    from moe_asr.training.train import train
+    from moe_asr.config.compose import to_plain
+    from moe_asr.measure.table import results_table
+    from moe_asr.runs.directory import open_run, read_results
 
-    keep_freed_memory()
-    results = train(config)
+    folder = open_run(to_plain(config))
+    if (results := read_results(folder)) is None:
+        from moe_asr.runs.process import keep_freed_memory
+        from moe_asr.training.train import train
+
+        keep_freed_memory()
+        results = train(config)
+    else:
+        print(f"{folder.path} is done already; its results:")
     print(results_table(results))
-    print(f"run directory: {config.runs}/{config.name or results['config_hash']}")
+    print(f"run directory: {folder.path}" + (f", linked as {config.runs}/{config.name}" if config.name else ""))

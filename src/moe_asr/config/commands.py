@@ -27,6 +27,9 @@ class EvaluateConfig:
     out: str | None = None
     """Folder of results.json and the hypotheses; null = evaluations/<date>-<time> in the run directory."""
 
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
+
 
 class Format(StrEnum):
     text = "text"
@@ -86,3 +89,7 @@ class InspectConfig(TrainConfig):
     """The options of `train`, and the size of a vocabulary that need not exist yet."""
 
     vocab_size: int = 5000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.vocab_size >= 4, f"vocab_size={self.vocab_size} must be at least 4, special tokens included.")

@@ -119,6 +119,8 @@ def explain(error: Exception, schema: type) -> str:
     if text.startswith("Ambiguous value"):
         grid = text.split("'")[1]
         return f"{grid} is a grid: add -m to run all of it, or write {grid.replace('=', '=[', 1)}] for a list."
+    if "ListConfig, list or tuple" in text:
+        return f"{key} is a list: write {key}=[...]."
     if key in set(option_keys(schema)):
         hint = _hint(schema, key)
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -132,25 +134,43 @@ def compose_config(command: str, schema: type[C], overrides: list[str], values: 
 
     Raises InputError for an unknown option, group choice or value, a grid without ``-m``, and contradictory options.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-
     # What Hydra would take for a group of another command is a plain value here, e.g. the path `data` of evaluate.
     foreign = (groups().keys() - groups_of(schema)) & set(option_keys(schema))
     own = [override for override in overrides if override.partition("=")[0] in foreign]
-    overrides = [checked(override, schema) for override in overrides if override not in own]
-    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
-    try:
-        with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-            composed = compose(command, overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(explain(error, schema)) from error
+    composed = _compose(command, schema, [checked(override, schema) for override in overrides if override not in own])
     if composed.hydra.sweeper.params:
         grid = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
         raise InputError(f"This is a grid ({grid}): add -m to run all of it.")
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(own)))
     return to_typed(schema, {**without_hydra(composed), **plain, **(values or {})})
+
+
+def _compose(command: str, schema: type, overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    ConfigStore.instance().store(name=f"{command}_schema", node=schema)
+    try:
+        with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            return compose(command, overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, schema)) from error
+
+
+def defaults(command: str, schema: type) -> tuple[dict[str, Any], dict[str, str]]:
+    """The value of every option, by its dotted key, and the choice of every group, when nothing is said."""
+    composed = _compose(command, schema, [])
+    chosen = {group: str(option) for group, option in composed.hydra.runtime.choices.items() if option is not None}
+    plain = without_hydra(composed)
+
+    def value(key: str) -> Any:
+        node: Any = plain
+        for part in key.split("."):
+            node = node[part]
+        return node
+
+    return {key: value(key) for key in option_keys(schema)}, chosen
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:
@@ -169,19 +189,31 @@ def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Calla
 
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.hydra_config import HydraConfig
 
     overrides = [checked(override, schema) for override in overrides]
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # our own door phrases the errors
 
+    failed: list[str] = []
+
     def task(composed: DictConfig) -> None:
-        job(to_typed(schema, without_hydra(composed)))
+        run = HydraConfig.get()
+        number, point = run.job.num, " ".join(run.overrides.task)
+        print(f"#{number}: {point}", flush=True)
+        try:
+            job(to_typed(schema, without_hydra(composed)))
+        except InputError as error:  # the other points may be sound
+            failed.append(f"#{number}: {error}")
+            print(f"#{number}: {error}", file=sys.stderr, flush=True)
 
     sys.argv = [sys.argv[0], *overrides, "-m"]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(task)()
     except (hydra.errors.HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, schema)) from error
+    if failed:
+        raise InputError("\n  ".join([f"{len(failed)} of the jobs cannot be run:", *failed]))
 
 
 def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -31,6 +31,8 @@ class DecodeConfig:
     """Further chunk sizes that every validation and evaluation reports: `val/wer_c16` for 16."""
     batch: int = 16
     """Utterances decoded together."""
+    batch_seconds: float = 300.0
+    """Audio decoded together, padding included: bounds the memory where recordings are long."""
     beam: int = 10
     """Hypotheses kept by the searches, and rescored."""
     nbest: int = 1
@@ -57,9 +59,10 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         require(
-            all(c >= 1 for c in [*self.chunks, self.chunk or 1]),
+            all(c is None or c >= 1 for c in [*self.chunks, self.chunk]),
             "decode.chunk and decode.chunks count frames and must be at least 1.",
         )
+        require(self.batch_seconds > 0, f"decode.batch_seconds={self.batch_seconds} must be above 0.")
         require(self.left is None or self.left >= 0, "decode.left must be at least 0, or null for all.")
         for name in ("batch", "beam", "nbest"):
             require(getattr(self, name) >= 1, f"decode.{name}={getattr(self, name)} must be at least 1.")

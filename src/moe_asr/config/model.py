@@ -57,6 +57,7 @@ class EncoderConfig:
             f"encoder.width={self.width} must be a multiple of encoder.heads={self.heads}.",
         )
         check_rates("encoder", self)
+        require(self.heads > 0, f"encoder.heads={self.heads} must be at least 1.")
         require(self.layers > 0 and self.kernel > 0, "encoder.layers and encoder.kernel must be at least 1.")
         require(
             self.causal or self.kernel % 2 == 1,
@@ -80,6 +81,8 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_rates("decoder", self)
+        require(self.heads > 0, f"decoder.heads={self.heads} must be at least 1.")
+        require(min(self.layers, self.reverse_layers) >= 0, "decoder.layers and reverse_layers cannot be negative.")
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from omegaconf import MISSING
+
 from moe_asr.config.model import require
 from moe_asr.config.synthetic import SyntheticConfig
 
@@ -62,7 +64,7 @@ class KaldiConfig:
 
 @dataclass
 class PrepareConfig:
-    corpus: Corpus = Corpus.fsdd
+    corpus: Corpus = MISSING
     source: str = ""
     """Where the corpus lies: a folder, or for jsonl also a file."""
     out: str | None = None

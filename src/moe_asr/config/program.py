@@ -17,6 +17,12 @@ from moe_asr.config.model import (
 )
 
 
+class Accelerator(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
 class Precision(StrEnum):
     fp32 = "32-true"
     bf16 = "bf16-mixed"
@@ -67,7 +73,7 @@ class OptimConfig:
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = "auto"
+    accelerator: Accelerator = Accelerator.auto
     devices: int = 1
     precision: Precision = Precision.fp32
     epochs: int = 10
@@ -106,6 +112,9 @@ class LoggerConfig:
     group: str = "default"
     """W&B group of the run; an experiment sets it to its own name."""
 
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"logger.every={self.every} must be at least 1 step.")
+
 
 @dataclass
 class TrainConfig:
@@ -134,6 +143,10 @@ class TrainConfig:
     """A readable link to the run directory."""
 
     def __post_init__(self) -> None:
+        require(
+            self.name is None or ("/" not in self.name and not self.name.startswith(".") and self.name != "sweeps"),
+            f"name={self.name} becomes a link in the folder of runs: write a plain word.",
+        )
         require(
             self.model.encoder.causal or not self.chunk.dynamic,
             "model.encoder.causal=false looks ahead, which chunks forbid: write chunk.dynamic=false too.",

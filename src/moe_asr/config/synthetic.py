@@ -37,7 +37,7 @@ class SyntheticConfig:
 
     recipe: Recipe = Recipe.digits
     engine: Engine = Engine.auto
-    hours: float = 1.0
+    hours: float = 0.75
     """Training audio."""
     train_voices: int = 100
     test_voices: int = 40

@@ -125,12 +125,21 @@ class TrainingBatches(Dataset[LoadedBatch]):
         return LoadedBatch(plan, batch, problems)
 
 
-class EvaluationBatches(Dataset[LoadedBatch]):
-    """All utterances once, longest first, in batches of similar duration, unaugmented and without tokens."""
+def similar(cuts: Sequence[Cut], size: int, seconds: float) -> list[list[Cut]]:
+    """All utterances once, longest first, at most `size` and (but for one alone) `seconds` with padding together."""
+    batches: list[list[Cut]] = []
+    for cut in sorted(cuts, key=lambda cut: (-cut.duration, cut.id)):
+        if not batches or len(batches[-1]) == size or batches[-1][0].duration * (len(batches[-1]) + 1) > seconds:
+            batches.append([])
+        batches[-1].append(cut)
+    return batches
 
-    def __init__(self, cuts: Sequence[Cut], features: FeaturesConfig, size: int) -> None:
-        by_duration = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
-        self.batches = [by_duration[i : i + size] for i in range(0, len(by_duration), size)]
+
+class EvaluationBatches(Dataset[LoadedBatch]):
+    """All utterances once, in `similar` batches, unaugmented and without tokens."""
+
+    def __init__(self, cuts: Sequence[Cut], features: FeaturesConfig, size: int, seconds: float) -> None:
+        self.batches = similar(cuts, size, seconds)
         self.log_mel, self.sample_rate = LogMel(features), features.sample_rate
 
     def __len__(self) -> int:

@@ -10,9 +10,11 @@ kept elsewhere is named by its absolute path, so the manifests alone can be move
 
 import dataclasses
 import difflib
+import fcntl
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,16 +166,25 @@ def building(folder: Path, overwrite: bool = False) -> Iterator[Path]:
                 f"{folder} was prepared with other options; write overwrite=true to replace it, or out=DIR."
             )
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    held = os.open(partial, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(held)
+        raise InputError(f"{folder} is being prepared by another process; wait for it.") from error
+    try:
+        for left in partial.iterdir():  # by a preparation that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    finally:
+        os.close(held)
 
 
 def describe(cut: Cut) -> Utterance:
@@ -200,7 +211,7 @@ def load_samples(cut: Cut, sample_rate: int = 16000) -> numpy.ndarray:
     try:
         samples = mix_down(cut.load_audio())
     except Exception as error:  # lhotse wraps a dozen kinds of failure
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise InputError(f"utterance {cut.id} cannot be read ({reason}); prepare its corpus again.") from None
     return resample(samples, cut.sampling_rate, sample_rate, cut.id)
 

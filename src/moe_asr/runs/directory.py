@@ -70,18 +70,21 @@ class RunDirectory:
 
 
 def open_run(config: dict[str, Any]) -> RunDirectory:
-    """Creates the directory of a configuration, or finds it again; `name` becomes a link to it."""
+    """Creates the directory of a configuration, or finds it again."""
     root = Path(config["runs"])
     try:
         run = RunDirectory(root / config_hash(config))
         (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        if config["name"]:
-            link(root / config["name"], run.path)
     except OSError as error:
         raise InputError(
             f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER."
         ) from error
     return run
+
+
+def read_results(run: RunDirectory) -> dict[str, Any] | None:
+    """The results of a finished run; None while it is not finished."""
+    return json.loads(run.results.read_text(encoding="utf8")) if run.results.exists() else None
 
 
 @contextmanager
@@ -96,6 +99,7 @@ def only_process(run: RunDirectory) -> Iterator[None]:
 
 
 def link(name: Path, target: Path) -> None:
+    """Makes `name` a link to a run directory, in place of an older link."""
     if name.exists() and not name.is_symlink():
         raise InputError(f"{name} exists and is not a link to a run; choose another name=.")
     temporary = name.with_name(f".{name.name}.link")

@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from moe_asr.config.program import LoggerConfig, LoggerMode
+from moe_asr.errors import InputError
 from moe_asr.runs.directory import AppendLog, RunDirectory
 
 
@@ -48,6 +49,8 @@ class WandbRun(Logger):
         super().__init__()
         import wandb
 
+        if config.mode is LoggerMode.online and not wandb.api.api_key:
+            raise InputError("logger.mode=online needs a W&B account: run `wandb login`, or write logger.mode=offline.")
         self.run = wandb.init(
             project=config.project,
             group=config.group,

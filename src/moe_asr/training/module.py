@@ -94,7 +94,8 @@ class AsrTraining(pl.LightningModule):
     def val_dataloader(self) -> list[DataLoader[LoadedBatch]]:
         if not self.segment.validate:
             return []
-        dataset = EvaluationBatches(self.data.dev, self.config.features, self.config.decode.batch)
+        decode = self.config.decode
+        dataset = EvaluationBatches(self.data.dev, self.config.features, decode.batch, decode.batch_seconds)
         return [DataLoader(dataset, batch_size=None, num_workers=self.config.batch.workers)]
 
     # Training
@@ -202,7 +203,7 @@ class AsrTraining(pl.LightningModule):
             f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": self.over_ranks(counts).rate
             for (size, unit), counts in self.edits.items()
         }
-        self.dev_error = rates[f"val/{self.config.data.error_unit.rate}"]
+        self.dev_error = rates[f"val/{self.units[0].rate}"]
         self.log_metrics(rates | load_metrics(self.load))
         shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
         self.validation_line = f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_asr.analysis.evaluation import evaluate_run
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import FeaturesConfig
-from moe_asr.config.program import LoggerMode, TrainConfig
+from moe_asr.config.program import Accelerator, LoggerMode, TrainConfig
 from moe_asr.data.batches import EvaluationBatches, sample_cuts
 from moe_asr.data.epoch_plan import EpochPlan
 from moe_asr.data.manifest import Problem, describe, read_card, read_split
@@ -34,8 +34,10 @@ from moe_asr.runs.directory import (
     AppendLog,
     RunDirectory,
     environment,
+    link,
     only_process,
     open_run,
+    read_results,
     write_atomically,
     write_json,
 )
@@ -48,17 +50,17 @@ from moe_asr.training.schedule import segments
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains, averages, evaluates on dev and test, and returns what results.json holds."""
+    """Trains, averages, evaluates on dev and test, and returns what results.json holds; at once if the run is done."""
     check_accelerator(config)
     resolved = to_plain(config)
     run = open_run(resolved)
-    if run.results.exists():
-        print(f"{run.path} is done already; its results:")
-        results: dict[str, Any] = json.loads(run.results.read_text())
-        return results
+    if (done := read_results(run)) is not None:
+        return done
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     with only_process(run):
+        if config.name:
+            link(run.path.parent / config.name, run.path)
         write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(resolved)))
         write_json(run.path / "environment.json", environment())
         state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
@@ -109,9 +111,8 @@ def check_accelerator(config: TrainConfig) -> None:
 
 
 def uses_gpu(config: TrainConfig) -> bool:
-    return config.trainer.accelerator in ("gpu", "cuda") or (
-        config.trainer.accelerator == "auto" and torch.cuda.is_available()
-    )
+    wanted = config.trainer.accelerator
+    return wanted is Accelerator.gpu or (wanted is Accelerator.auto and torch.cuda.is_available())
 
 
 def load_splits(config: TrainConfig, names: list[str]) -> list[Cut]:
@@ -127,6 +128,9 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
         tokenizer = Tokenizer.from_dict(state["tokenizer"])
     elif config.init_from:
         tokenizer = load_checkpoint(config.init_from).tokenizer
+        if tokenizer.unit is not config.tokenizer.unit:
+            unit = tokenizer.unit.value
+            raise InputError(f"{config.init_from} was trained on {unit} tokens: write tokenizer.unit={unit} too.")
     else:
         tokenizer = train_tokenizer(
             config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
@@ -182,9 +186,22 @@ def adopt(model: AsrModel, weights: dict[str, Tensor]) -> None:
 
 
 def global_cmvn(cuts: list[Cut], features: FeaturesConfig) -> tuple[Tensor, Tensor]:
-    batches = EvaluationBatches(cuts, features, size=16)
-    loaded = (batches[i].batch for i in range(len(batches)))
-    return feature_statistics((b.features, b.feature_lengths) for b in loaded if b is not None).mean_istd()
+    batches = EvaluationBatches(cuts, features, size=16, seconds=300.0)
+    problems: list[Problem] = []
+
+    def readable() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in range(len(batches)):
+            loaded = batches[i]
+            problems.extend(loaded.problems)
+            if loaded.batch is not None:
+                yield loaded.batch.features, loaded.batch.feature_lengths
+
+    try:
+        return feature_statistics(readable()).mean_istd()
+    except InputError as error:
+        if not problems:
+            raise
+        raise InputError(f"No training audio can be used; the first problem: {problems[0].detail}") from error
 
 
 class Recorder(pl.Callback):
@@ -290,7 +307,7 @@ def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any]
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*|.*across ranks is zero.*")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     return pl.Trainer(
-        accelerator=config.trainer.accelerator,
+        accelerator=config.trainer.accelerator.value,
         devices=config.trainer.devices,
         precision=config.trainer.precision.value,
         max_epochs=epochs,

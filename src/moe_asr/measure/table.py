@@ -1,0 +1,45 @@
+"""What results.json says, for the terminal. Nothing heavy is imported: a finished run answers at once."""
+
+from typing import Any
+
+from moe_asr.config.score import Unit
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """What a run's results say, for the terminal."""
+    lines = []
+    for part in ("dev", "test"):
+        for name, result in results.get(part, {}).items():
+            unit = Unit(result["unit"])
+            interval = result[f"{unit.rate}_ci95"]
+            between = f"[{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else "no interval"
+            others = [k for k in ("wer", "cer", "per") if k in result and k != unit.rate]
+            also = "".join(f"  {k.upper()} {100 * result[k]:.2f} %" for k in others)
+            decode = result["decode"]
+            context = "full context" if decode["chunk"] is None else f"chunk {decode['chunk']}"
+            lines.append(
+                f"{part}/{name:<10} {unit.rate.upper()} {100 * result[unit.rate]:.2f} % {between}{also}  "
+                f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, "
+                f"{result['num_tokens']} {unit.value}s; {decode['mode']}, {context}; {result['interval']['method']})"
+            )
+            for speaker, own in result.get("per_speaker", {}).items():
+                lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")
+            if result["unreadable"]:
+                lines.append(f"  {len(result['unreadable'])} utterances could not be read and count as deleted")
+            if result["outside_tokenizer"]:
+                lines.append(f"  {result['outside_tokenizer']} references hold text outside the tokenizer")
+    if speed := next((r["speed"] for p in ("test", "dev") for r in results.get(p, {}).values()), None):
+        lines.append(
+            f"RTF on {speed['machine']}: {speed['threads']} threads, batches of {speed['batch']}, "
+            f"{speed['warm_up']} warm-up, quartiles {', '.join(f'{q:.4f}' for q in speed['rtf_quartiles'])}"
+        )
+    if test := results.get("test", {}):
+        name = list(test)[-1]
+        for site, shares in test[name]["experts"].items():
+            lines.append(f"expert use on {name}, {site}: " + " ".join(f"{100 * share:3.0f}" for share in shares) + " %")
+    if "params_total" in results:
+        lines.append(
+            f"{results['params_total'] / 1e6:.2f} M parameters, {results['params_active'] / 1e6:.2f} M active; "
+            f"trained in {results['train_seconds']:.0f} s"
+        )
+    return "\n".join(lines)
