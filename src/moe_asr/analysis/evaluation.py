@@ -12,7 +12,8 @@ from lhotse.cut import Cut
 from moe_asr.analysis.load import SiteLoad, expert_load, merge
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import TokenUnit
-from moe_asr.config.program import DecodeConfig, TrainConfig
+from moe_asr.config.decode import DecodeConfig, DecodeMode
+from moe_asr.config.program import TrainConfig
 from moe_asr.config.score import Unit
 from moe_asr.data.batches import read_all, similar
 from moe_asr.data.manifest import Problem, describe, read_split
@@ -42,14 +43,25 @@ def evaluate_run(recognizer: Recognizer, config: TrainConfig, folder: Path) -> d
 
 
 def evaluate_splits(
-    recognizer: Recognizer, config: TrainConfig, splits: Sequence[str], decode: DecodeConfig, folder: Path
+    recognizer: Recognizer,
+    config: TrainConfig,
+    splits: Sequence[str],
+    decode: DecodeConfig,
+    folder: Path,
+    modes: Sequence[DecodeMode] = (),
 ) -> dict[str, Any]:
     """The result of each split by its name, and of each further chunk size as ``<name>_c<size>``.
 
+    modes: several ways to decode instead of `decode.mode`, as ``<name>_<mode>`` and ``<name>_<mode>_c<size>``.
     A name is without its fold where that leaves no two alike. The hypotheses go to `folder`/hypotheses.
     """
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
-    variants = {"": decode} | {f"_c{size}": replace(decode, chunk=size) for size in decode.chunks}
+    by_mode = {f"_{mode}": replace(decode, mode=mode) for mode in modes} or {"": decode}
+    variants = {
+        f"{suffix}{context}": replace(one, chunk=size)
+        for suffix, one in by_mode.items()
+        for context, size in {"": decode.chunk, **{f"_c{size}": size for size in decode.chunks}}.items()
+    }
     results = {}
     short = [split.rpartition("/")[2] for split in splits]
     for split, name in zip(splits, short if len(set(short)) == len(set(splits)) else splits, strict=True):

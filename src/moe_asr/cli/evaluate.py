@@ -39,8 +39,9 @@ def run(config: EvaluateConfig) -> None:
         (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
+    asked = dataclasses.replace(trained, data=data)
     results = {
-        "test": evaluate_splits(recognizer, dataclasses.replace(trained, data=data), data.test, config.decode, folder),
+        "test": evaluate_splits(recognizer, asked, data.test, config.decode, folder, config.modes),
         "data": data.path,
         **environment(),
     }

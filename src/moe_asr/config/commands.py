@@ -5,8 +5,9 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from moe_asr.config.decode import DecodeConfig, DecodeMode
 from moe_asr.config.model import require
-from moe_asr.config.program import DecodeConfig, TrainConfig
+from moe_asr.config.program import TrainConfig
 
 
 @dataclass
@@ -21,6 +22,8 @@ class EvaluateConfig:
     """Splits of the corpus; null = the run's test sets."""
     normalizer: str | None = None
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    modes: list[DecodeMode] = field(default_factory=list)
+    """Several decode modes in one call, instead of decode.mode; times decode.chunks they make a grid."""
     device: str = "cpu"
     threads: int = 1
     """CPU threads; part of every RTF."""
