@@ -59,3 +59,14 @@ def test_both_files_are_needed(files: tuple[str, str]) -> None:
         run(ScoreConfig(files[0]))
     with pytest.raises(InputError, match="did you mean basic"):
         run(ScoreConfig(*files, normalizer="basik"))
+
+
+def test_pronunciations_are_scored_instead_of_spelling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("espeakng_loader")
+    (tmp_path / "ref").write_text("a the knight\nb two cats\n")
+    (tmp_path / "hyp").write_text("a the night\nb two bats\n")
+    run(ScoreConfig(str(tmp_path / "hyp"), str(tmp_path / "ref"), unit=Unit.phone, phones="en-us"))
+    shown = capsys.readouterr().out
+    assert "1 / 0 / 0" in shown, "knight sounds like night; cats and bats differ in one phone"
+    with pytest.raises(InputError, match="unit=phone"):
+        run(ScoreConfig(str(tmp_path / "hyp"), str(tmp_path / "ref"), phones="en-us"))

@@ -2,9 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moe_asr.config.score import ScoreConfig
+from moe_asr.config.score import FEWEST_SPEAKERS, ScoreConfig, Unit
 from moe_asr.errors import InputError
+
+if TYPE_CHECKING:
+    from moe_asr.measure.normalize import Normalizer
+    from moe_asr.measure.results import Scored
 
 CONFIG = ScoreConfig
 
@@ -16,6 +21,8 @@ def run(config: ScoreConfig) -> None:
     from moe_asr.measure.results import Scored, test_set_result
     from moe_asr.measure.score_files import read_speakers, read_transcripts
 
+    if config.phones and config.unit is not Unit.phone:
+        raise InputError(f"phones={config.phones} scores pronunciations: write unit=phone too.")
     if not (config.hypothesis and config.reference):
         raise InputError("Two files are needed: moe-asr score HYPOTHESES REFERENCES.")
     normalize = normalizer(config.normalizer)
@@ -25,6 +32,8 @@ def run(config: ScoreConfig) -> None:
     sources = references.sources or hypotheses.sources
     ids = paired_ids(references.texts, hypotheses.texts, config.partial)
     utterances = [Scored(i, references.texts[i], hypotheses.texts[i], speakers.get(i), sources.get(i, ())) for i in ids]
+    if config.phones:
+        utterances = _pronounced(utterances, normalize, config.phones)
     result = test_set_result(utterances, normalize, [config.unit], speed=None)
 
     if config.alignments:
@@ -42,9 +51,22 @@ def run(config: ScoreConfig) -> None:
         "speakers": str(result["num_speakers"] or "unknown"),
         "normaliser": "{name} {hash}".format(**result["normalizer"]),
     }
-    for speaker, row in result.get("per_speaker", {}).items():
+    few = (result["num_speakers"] or 0) < FEWEST_SPEAKERS
+    for speaker, row in (result.get("per_speaker", {}) if few or config.by_speaker else {}).items():
         rows[f"  {speaker}"] = f"{100 * row[config.unit.rate]:.2f} % of {row['num_tokens']} tokens"
     for name, value in rows.items():
         print(f"{name:<14} {value}")
     if config.json:
         Path(config.json).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _pronounced(utterances: "list[Scored]", normalize: "Normalizer", accent: str) -> "list[Scored]":
+    """The utterances with the phones that espeak-ng gives their normalised texts."""
+    from dataclasses import replace
+
+    from moe_asr.data.synthetic.phonemes import phonemize
+
+    texts = [normalize(text) for u in utterances for text in (u.reference, u.hypothesis)]
+    phones = phonemize(texts, accent)
+    pairs = zip(utterances, phones[::2], phones[1::2], strict=True)
+    return [replace(u, reference=reference, hypothesis=hypothesis) for u, reference, hypothesis in pairs]

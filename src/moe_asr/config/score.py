@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+FEWEST_SPEAKERS = 5
+"""With fewer, an error rate is told speaker by speaker and has no interval for new speakers."""
+
 
 class Unit(StrEnum):
     """What counts as one token of a text."""
@@ -34,6 +37,10 @@ class ScoreConfig:
     """How both sides are normalised first; see `moe_asr.measure.normalize`."""
     utt2spk: str | None = None
     """A file of `utterance speaker` lines; without it, the `speaker` fields of a JSONL reference are used."""
+    by_speaker: bool = False
+    """Print the rate of every speaker; always done where there are fewer than 5."""
+    phones: str | None = None
+    """An accent of espeak-ng (en-us): score the pronunciations of both texts instead of their spelling (PER)."""
     partial: bool = False
     """Score the utterances that both files have, instead of refusing different sets of utterances."""
     alignments: bool = False

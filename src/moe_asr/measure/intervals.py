@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import stdtrit
 
+from moe_asr.config.score import FEWEST_SPEAKERS
 from moe_asr.measure.errors import EditCounts
 from moe_asr.randomness import numpy_rng
 
 Array = NDArray[numpy.float64]
 
-FEWEST_SPEAKERS, FEWEST_FOR_BOOTSTRAP, FEWEST_SOURCES = 5, 20, 20
+FEWEST_FOR_BOOTSTRAP, FEWEST_SOURCES = 20, 20
 RESAMPLES = 10_000
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
 from moe_asr.measure.errors import EditCounts, edit_counts, total
-from moe_asr.measure.intervals import FEWEST_SPEAKERS, error_interval
+from moe_asr.measure.intervals import error_interval
 from moe_asr.measure.normalize import Normalizer
 
 if TYPE_CHECKING:  # reading two text files needs no torch
@@ -37,7 +37,7 @@ def test_set_result(
     """The result of a test set as plain JSON values; rates are fractions.
 
     For each unit its rate and 95 % interval (``wer``, ``wer_ci95``; null where none can be stated); tokens,
-    edits, interval method and, below 5 speakers, the table by speaker are those of the first unit.
+    edits, interval method and the table by speaker are those of the first unit.
     Raises InputError when there is no utterance, one is there twice, or only some have a speaker.
     """
     if not utterances:
@@ -71,7 +71,7 @@ def test_set_result(
                 "num_speakers": len(set(speakers)) or None,
                 "interval": {"method": interval.method, "clusters": interval.clusters},
             }
-            if 0 < len(set(speakers)) < FEWEST_SPEAKERS:
+            if speakers:
                 details["per_speaker"] = _by_speaker(speakers, counts, unit)
     receipt = {"rtf": speed.rtf, "speed": asdict(speed)} if speed else {}
     return {**rates, **details, "normalizer": normalizer.receipt(), **receipt}

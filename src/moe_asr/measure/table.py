@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moe_asr.config.score import Unit
+from moe_asr.config.score import FEWEST_SPEAKERS, Unit
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -22,7 +22,8 @@ def results_table(results: dict[str, Any]) -> str:
                 f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, "
                 f"{result['num_tokens']} {unit.value}s; {decode['mode']}, {context}; {result['interval']['method']})"
             )
-            for speaker, own in result.get("per_speaker", {}).items():
+            few = 0 < (result["num_speakers"] or 0) < FEWEST_SPEAKERS
+            for speaker, own in (result["per_speaker"] if few else {}).items():
                 lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")
             if result["unreadable"]:
                 lines.append(f"  {len(result['unreadable'])} utterances could not be read and count as deleted")
