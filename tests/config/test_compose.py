@@ -130,6 +130,8 @@ def another(key: str, value: Any, hint: Any) -> Any:
         return value * 0.75 + 0.125
     if isinstance(value, dict):
         return {"encoder": 0.5}
+    if isinstance(value, list) and issubclass(kind := get_args(hint)[0], Enum):
+        return [next(iter(kind)).name]
     if isinstance(value, list):
         return [*value, {float: 0.5, int: 3, str: "word"}[get_args(hint)[0]]]
     if value is None:
