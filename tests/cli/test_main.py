@@ -208,3 +208,10 @@ sweep("train", TrainConfig, ["seed=1,2", "optim=adam,adamw", "optim.lr_scale={en
     assert "Traceback" not in wrong.stderr
     assert "Error executing" not in wrong.stderr
     assert not (tmp_path / "multirun").exists()
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
+    shell = f"{sys.executable} -m moe_asr.cli.main train --help | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.stdout.startswith("moe-asr train")
+    assert done.stderr == ""

@@ -138,3 +138,8 @@ def test_using_a_model_needs_neither_lightning_nor_lhotse() -> None:
     program = f"import sys, moe_asr.runs.recognizer\nprint(*set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_an_unknown_device_is_named(untrained: Path) -> None:
+    with pytest.raises(InputError, match="device=quark is not known; write device=cpu"):
+        Recognizer.load(untrained, device="quark")

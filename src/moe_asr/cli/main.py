@@ -1,6 +1,7 @@
 """The console script `moe-asr`: one grammar for every command, nothing heavy imported before it is needed."""
 
 import importlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,9 @@ def main() -> None:
             raise
         print(f"moe-asr: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if "--debug" in words or error.filename is None:
             raise

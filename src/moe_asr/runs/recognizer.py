@@ -48,7 +48,10 @@ class Recognizer:
 
     @staticmethod
     def of(model: AsrModel, tokenizer: Tokenizer, config: TrainConfig, device: str = "cpu") -> "Recognizer":
-        target = torch.device(device)
+        try:
+            target = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device={device} is not known; write device=cpu or device=cuda.") from error
         if target.type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch sees no GPU here; write device=cpu, or install torch's build for a GPU.")
         return Recognizer(model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target)
