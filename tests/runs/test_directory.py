@@ -83,6 +83,14 @@ def test_the_same_configuration_finds_its_directory_again(tmp_path: Path) -> Non
     assert not (tmp_path / "runs" / "nice").readlink().is_absolute()  # so that runs/ can be moved
 
 
+def test_a_finished_run_takes_a_further_name(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path, name="first"))
+    assert not (tmp_path / "runs" / "first").exists(), "a run in progress is named by the process that holds it"
+    write_json(run.results, {})
+    open_run(config(tmp_path, name="second"))
+    assert (tmp_path / "runs" / "second").resolve() == run.path.resolve()
+
+
 def test_a_link_is_replaced_but_a_real_folder_never(tmp_path: Path) -> None:
     for target in ("a", "b"):
         (tmp_path / target).mkdir()

@@ -70,7 +70,7 @@ class RunDirectory:
 
 
 def open_run(config: dict[str, Any]) -> RunDirectory:
-    """Creates the directory of a configuration, or finds it again."""
+    """Creates the directory of a configuration, or finds it again; a finished one gets its new `name` at once."""
     root = Path(config["runs"])
     try:
         run = RunDirectory(root / config_hash(config))
@@ -79,6 +79,8 @@ def open_run(config: dict[str, Any]) -> RunDirectory:
         raise InputError(
             f"The run directory cannot be written ({error}); choose another folder with runs=FOLDER."
         ) from error
+    if config["name"] and run.results.exists():  # one in progress is named by the process that holds it
+        link(root / config["name"], run.path)
     return run
 
 
