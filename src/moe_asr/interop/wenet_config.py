@@ -186,10 +186,9 @@ def read_config(folder: Path) -> tuple[TrainConfig, Tokenizer, Path | None]:
             raise InputError(f"{key}={top[key]} contradicts the {len(tokenizer)} tokens of the symbol table.")
     if top["input_dim"] not in (None, fbank["num_mel_bins"]):
         raise InputError(f"input_dim={top['input_dim']} contradicts fbank_conf.num_mel_bins={fbank['num_mel_bins']}.")
-    if not encoder["causal"]:
+    if encoder["use_dynamic_chunk"] and not encoder["causal"]:
         raise InputError(
-            "encoder_conf.causal=False cannot be imported: WeNet pads that convolution after its first map, "
-            "ours before it; only causal=True gives the same numbers."
+            "encoder_conf.use_dynamic_chunk=True contradicts causal=False, which looks ahead: write false."
         )
     left, right = top["decoder"] is not None, top["decoder"] == "bitransformer"
     plain = {

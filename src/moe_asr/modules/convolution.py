@@ -11,8 +11,9 @@ from moe_asr.modules.feed_forward import ACTIVATIONS
 class ConvolutionModule(nn.Module):
     """Pointwise, GLU, depthwise over time, norm, activation, pointwise.
 
-    Frames beyond the edges of an utterance are zeros before the first pointwise map, hence ``GLU(bias)`` after it.
-    A stream keeps what the depthwise convolution saw last, so that no frame is mapped twice.
+    As in the reference, frames beyond the edges of an utterance are zeros before the first pointwise map if causal,
+    hence ``GLU(bias)`` after it, and zeros after it if centred. A stream keeps what the depthwise convolution saw
+    last, so that no frame is mapped twice.
     """
 
     def __init__(self, width: int, kernel: int, causal: bool, norm: ConvNorm, activation: Activation) -> None:
@@ -23,23 +24,18 @@ class ConvolutionModule(nn.Module):
         self.norm = nn.LayerNorm(width) if norm is ConvNorm.layer_norm else nn.BatchNorm1d(width)
         self.pointwise_out = nn.Linear(width, width)
 
-    def beyond(self, streams: int, frames: int) -> Tensor:
-        """(B,frames,d): what the depthwise convolution sees beyond the edge of an utterance."""
-        return F.glu(self.pointwise_in.bias, -1).expand(streams, frames, -1)
-
     def empty_history(self, streams: int) -> Tensor:
-        return self.beyond(streams, self.depthwise.kernel_size[0] - 1)
+        """(B,k-1,d): what a causal convolution sees before the first frame."""
+        return F.glu(self.pointwise_in.bias, -1).expand(streams, self.depthwise.kernel_size[0] - 1, -1)
 
     def forward(self, x: Tensor, valid: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B,N,d), valid (B,N), history (B,k-1,d) -> (B,N,d) and the history followed by the new frames."""
         before = self.depthwise.kernel_size[0] - 1
+        x = F.glu(self.pointwise_in(x), -1)
         if self.causal:
-            x = F.glu(self.pointwise_in(x), -1)
-            x = torch.cat([(self.beyond(len(x), before) if history is None else history).to(x.dtype), x], 1)
+            x = torch.cat([(self.empty_history(len(x)) if history is None else history).to(x.dtype), x], 1)
         else:  # here padding would be seen by the last valid frames
-            x = F.glu(self.pointwise_in(x.masked_fill(~valid.unsqueeze(-1), 0.0)), -1)
-            edge = self.beyond(len(x), before // 2).to(x.dtype)
-            x = torch.cat([edge, x, edge], 1)
+            x = F.pad(x.masked_fill(~valid.unsqueeze(-1), 0.0), (0, 0, before // 2, before // 2))
         # A two-dimensional convolution of height 1 takes this layout as it is: channels-last.
         y = F.conv2d(
             x.unsqueeze(2).permute(0, 3, 1, 2),
