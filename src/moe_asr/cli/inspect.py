@@ -3,14 +3,19 @@
 from moe_asr.config.commands import InspectConfig
 
 CONFIG = InspectConfig
+SECONDS, TOKENS_PER_SECOND = 12, 4
+"""The audio that FLOPs are stated for."""
 
 
 def run(config: InspectConfig) -> None:
     import torch
 
+    from moe_asr.measure import flops
     from moe_asr.models.placement import moe_sites
     from moe_asr.models.u2pp import build_model, parameter_counts
     from moe_asr.modules.moe.sharing import sharing_table
+    from moe_asr.modules.subsampling import frame_lengths
+    from moe_asr.tensors import Chunking
 
     with torch.device("meta"):
         model = build_model(
@@ -30,3 +35,16 @@ def run(config: InspectConfig) -> None:
     print(f"{len(sites)} MoE sites" + (f", {config.moe.num_experts} experts, top {config.moe.top_k}:" if sites else ""))
     for site, router in zip(sites, table, strict=True):
         print(f"  {site!s:<28} router {router}")
+
+    decode, feature_frames = config.decode, 100 * SECONDS
+    frames, tokens = frame_lengths(feature_frames), TOKENS_PER_SECOND * SECONDS
+    chunking, bins = Chunking(decode.chunk, decode.left), config.features.mel_bins
+    parts = flops.encoder(config.model, config.moe, feature_frames, bins, chunking)
+    parts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
+    parts["encoder and CTC"] = sum(parts.values())
+    rescoring = flops.rescoring(config.model, config.moe, config.vocab_size, frames, decode.beam, tokens)
+    parts[f"rescoring {decode.beam} hypotheses of {tokens} tokens"] = sum(rescoring.values())
+    context = "full context" if decode.chunk is None else f"chunks of {decode.chunk}"
+    print(f"FLOPs per second of audio ({SECONDS} s, {context}; 2 per multiply-add):")
+    for name, multiply_adds in parts.items():
+        print(f"  {name:<40} {2 * multiply_adds / SECONDS / 1e9:10.3f} G")
