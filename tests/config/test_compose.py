@@ -112,6 +112,8 @@ PAIRED = {  # options whose neighbours allow only some values
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
+    "compose.seconds": [2.0, 20.0],
+    "compose.pause": [0.0, 0.5],
 }
 ONE_CHOICE = ("model.name", "router.name", "trainer.devices", "synthetic.seed")
 

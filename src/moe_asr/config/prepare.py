@@ -17,6 +17,8 @@ class Corpus(StrEnum):
     aishell = "aishell"
     kaldi = "kaldi"
     jsonl = "jsonl"
+    compose = "compose"
+    """A prepared corpus with its utterances joined to long recordings."""
 
 
 @dataclass
@@ -63,6 +65,29 @@ class KaldiConfig:
 
 
 @dataclass
+class ComposeConfig:
+    """Long recordings: utterances of one speaker, each used once, joined with pauses between them."""
+
+    seconds: list[float] = field(default_factory=lambda: [15.0, 30.0])
+    """Shortest and longest recording; each one's length is drawn between them."""
+    pause: list[float] = field(default_factory=lambda: [0.1, 0.6])
+    """Shortest and longest pause between two utterances, in seconds."""
+    splits: list[str] | None = None
+    """Which splits; null = all."""
+    recordings: int | None = None
+    """At most so many of each split, speakers taking turns; null = all."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("seconds", 0.1), ("pause", 0.0)):
+            span = getattr(self, name)
+            require(
+                len(span) == 2 and low <= span[0] <= span[1],
+                f"compose.{name}={span} must be a shortest and a longest length, such as [{low},{low + 1}].",
+            )
+        require(self.recordings is None or self.recordings >= 1, "compose.recordings must be at least 1, or null.")
+
+
+@dataclass
 class PrepareConfig:
     corpus: Corpus = MISSING
     source: str = ""
@@ -84,6 +109,7 @@ class PrepareConfig:
     fsdd: FsddConfig = field(default_factory=FsddConfig)
     speechocean762: Speechocean762Config = field(default_factory=Speechocean762Config)
     kaldi: KaldiConfig = field(default_factory=KaldiConfig)
+    compose: ComposeConfig = field(default_factory=ComposeConfig)
 
     def __post_init__(self) -> None:
         seed = self.synthetic.seed

@@ -203,6 +203,20 @@ def describe(cut: Cut) -> Utterance:
     )
 
 
+def word_ends(cut: Cut) -> list[tuple[str, float | None]] | None:
+    """Each word of the text and when it ends (s); None for one that the voice joins to the next, as in "of the".
+
+    None for all where the corpus does not know them.
+    """
+    parts = sorted(cut.supervisions, key=lambda part: part.start)
+    items = [item for part in parts for item in (part.alignment or {}).get("word", ())]
+    ends: list[tuple[str, float | None]] = []
+    for item in items:
+        *joined, last = item.symbol.split()
+        ends += [*((word, None) for word in joined), (last, item.end)]
+    return ends if ends and [word for word, _ in ends] == describe(cut).text.split() else None
+
+
 def load_samples(cut: Cut, sample_rate: int = 16000) -> numpy.ndarray:
     """(S,) float32 mono at sample_rate: any lhotse cut (mixed and perturbed ones too), channels averaged.
 

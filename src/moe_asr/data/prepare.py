@@ -22,6 +22,7 @@ from moe_asr.data.manifest import (
     write_split,
 )
 from moe_asr.data.prepare_audit import Audit
+from moe_asr.data.prepare_compose import compose
 from moe_asr.data.prepare_fsdd import fsdd
 from moe_asr.data.synthetic.phonemes import phonemize
 from moe_asr.errors import InputError
@@ -119,7 +120,10 @@ def _options(config: PrepareConfig, source: Path) -> dict[str, Any]:
     """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
     options = dataclasses.asdict(config)
     kept = ("seed", "lower", "phones", "decode_check", config.corpus.value)
-    return {"corpus": config.corpus.value, "source": str(source)} | {k: options[k] for k in kept if k in options}
+    made_of = {"made_of": read_card(source).config_hash} if config.corpus is Corpus.compose else {}
+    return {"corpus": config.corpus.value, "source": str(source), **made_of} | {
+        k: options[k] for k in kept if k in options
+    }
 
 
 PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
@@ -136,6 +140,7 @@ PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
     ),
     Corpus.kaldi: partial(_convert, _items(layouts.kaldi)),
     Corpus.jsonl: partial(_convert, _items(layouts.jsonl)),
+    Corpus.compose: partial(_convert, compose),
 }
 """A function for every corpus that can be prepared."""
 

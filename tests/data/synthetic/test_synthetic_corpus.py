@@ -80,6 +80,11 @@ def test_cuts_carry_words_phones_times_and_language(small: Path) -> None:
         items = cut.supervisions[0].alignment["phone"]
         assert [item.symbol for item in items] == phones
         assert 0 < items[0].start < items[-1].end < cut.duration
+        words = cut.supervisions[0].alignment["word"]
+        assert [word.symbol for word in words] == facts.text.split()
+        ends = itertools.accumulate(len(PRONUNCIATIONS[word.symbol]) for word in words)
+        assert [word.end for word in words] == pytest.approx([items[end - 1].end for end in ends], abs=2e-4)
+        assert words[0].start == items[0].start
         assert cut.supervisions[0].custom["voice"]["pitch"] > 50
 
 

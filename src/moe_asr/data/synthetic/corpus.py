@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
 from moe_asr.data import manifest
 from moe_asr.data.synthetic import espeak, formant
 from moe_asr.data.synthetic.recipes import SHARES, Sentence, read_lines, split_of
-from moe_asr.data.synthetic.render import SAMPLE_RATE, Rendered, Session, Voice, follow_parent, render
+from moe_asr.data.synthetic.render import SAMPLE_RATE, Phone, Rendered, Session, Voice, follow_parent, render
 from moe_asr.errors import InputError
 from moe_asr.randomness import key_seed, numpy_rng
 
-_GENERATION = 1  # part of the options' hash: raise it when equal options make another corpus than before
+_GENERATION = 2  # part of the options' hash: raise it when equal options make another corpus than before
 _SHORTEST = 0.25  # no utterance has fewer seconds
 _LICENCES = {
     Engine.espeak: "Speech made by the separate program espeak-ng (GPL-3.0-or-later), which is no part of it.",
@@ -214,10 +215,13 @@ def _cuts(rendered: Rendered) -> Iterator[MonoCut]:
     for utterance in rendered.utterances:
         recording, seconds = recordings[utterance.audio], utterance.length / SAMPLE_RATE
         phones = " ".join(phone.symbol for phone in utterance.phones)
-        alignment = [
-            AlignmentItem(phone.symbol, round(phone.start, 4), round(phone.end - phone.start, 4))
-            for phone in utterance.phones
-        ]
+        spoken = [(phone.symbol, phone.start, phone.end) for phone in utterance.phones]
+        spans = {"phone": spoken, "word": _words(utterance.sentence, utterance.phones)}
+        alignment = {
+            kind: [AlignmentItem(symbol, round(start, 4), round(end - start, 4)) for symbol, start, end in items]
+            for kind, items in spans.items()
+            if items
+        }
         supervision = SupervisionSegment(
             id=utterance.id,
             recording_id=recording.id,
@@ -231,7 +235,18 @@ def _cuts(rendered: Rendered) -> Iterator[MonoCut]:
                 "spoken": utterance.sentence.spoken,
                 "voice": dataclasses.asdict(voice),
             },
-            alignment={"phone": alignment},
+            alignment=alignment,
         )
         start = utterance.start / SAMPLE_RATE
         yield MonoCut(utterance.id, start, seconds, 0, recording=recording, supervisions=[supervision])
+
+
+def _words(sentence: Sentence, phones: tuple[Phone, ...]) -> list[tuple[str, float, float]]:
+    """(words, start, end) in seconds; words that the voice joins share an item. None where not all can be found."""
+    groups = [list(group) for _, group in itertools.groupby(phones, key=lambda phone: phone.word)]
+    begins = [0, *(group[0].word for group in groups[1:]), len(sentence.spoken)]
+    heard = ["".join(c if c.isalnum() or c == "'" else " " for c in sentence.spoken[a:b]) for a, b in pairwise(begins)]
+    texts = [" ".join(text.split()) for text in heard]
+    if not all(texts) or " ".join(texts) != sentence.text:
+        return []
+    return [(text, group[0].start, group[-1].end) for text, group in zip(texts, groups, strict=True)]

@@ -48,6 +48,7 @@ class _Event(ctypes.Structure):
     ]
 
 
+Spoken = tuple[int, str, int]
 _Samples, _Events = ctypes.POINTER(ctypes.c_short), ctypes.POINTER(_Event)
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, _Samples, ctypes.c_int, _Events)
 
@@ -83,12 +84,12 @@ def draw_voices(language: str, names: list[str], rng: Generator) -> list[EspeakV
     return [draw(i, name) for i, name in enumerate(names)]
 
 
-def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[tuple[int, str]], int]:
-    """(S,) 16-bit samples, (sample, phone name) events and the sample rate."""
+def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[Spoken], int]:
+    """(S,) 16-bit samples, (sample, phone name, character where its word begins) events and the sample rate."""
     import espeakng_loader
 
     chunks: list[Array] = [numpy.zeros(0, numpy.int16)]
-    events: list[tuple[int, str]] = []
+    events: list[Spoken] = []
 
     def receive(samples, count, event) -> int:  # type: ignore[no-untyped-def]
         if samples and count:
@@ -97,7 +98,8 @@ def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[t
             if not event[i].type:  # the end of the list
                 break
             if event[i].type == _PHONE_EVENT:
-                events.append((event[i].sample, event[i].name.text.decode("utf-8", "ignore")))
+                name = event[i].name.text.decode("utf-8", "ignore")
+                events.append((event[i].sample, name, event[i].position - 1))
         return 0
 
     callback = _Callback(receive)
@@ -121,17 +123,17 @@ def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[t
     return numpy.concatenate(chunks), events, rate
 
 
-def _phones(events: list[tuple[int, str]], length: int, rate: int) -> tuple[Phone, ...]:
+def _phones(events: list[Spoken], length: int, rate: int) -> tuple[Phone, ...]:
     """A phone lasts until the next event. Pauses have no name; a modifier alone belongs to its neighbour."""
     phones: list[Phone] = []
-    ends = [*(start for start, _ in events[1:]), length]
-    for (start, name), end in zip(events, ends, strict=False):
+    ends = [*(start for start, _, _ in events[1:]), length]
+    for (start, name, word), end in zip(events, ends, strict=False):
         symbol = name.strip("ˈˌ-")
         if phones and symbol and all(unicodedata.category(c) in ("Lm", "Mn", "Sk") for c in symbol):
             last = phones.pop()
-            phones.append(Phone(last.symbol + symbol, last.start, end / rate))
+            phones.append(Phone(last.symbol + symbol, last.start, end / rate, last.word))
         elif symbol:
-            phones.append(Phone(symbol, start / rate, end / rate))
+            phones.append(Phone(symbol, start / rate, end / rate, word))
     return tuple(phones)
 
 

@@ -105,7 +105,7 @@ def _schedule(
     phones: list[Phone] = []
     segments: list[Segment] = []
     ends: list[float] = []
-    time = 0.0
+    time, begin = 0.0, 0
     for word in words:
         stretch = rng.uniform(0.85, 1.15) / voice.rate / 1000
         if segments and rng.random() < 0.5:
@@ -118,7 +118,8 @@ def _schedule(
                 time += segment.ms * stretch * rng.uniform(0.9, 1.1)
                 segments.append(segment)
                 ends.append(time)
-            phones.append(Phone(symbol, start, time))
+            phones.append(Phone(symbol, start, time, begin))
+        begin += len(word) + 1
     return tuple(phones), segments, ends
 
 

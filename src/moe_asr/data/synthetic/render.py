@@ -11,7 +11,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,15 @@ UTTERANCES_PER_FILE = 64  # reading by offset costs 0.05 ms more than a file of 
 
 @dataclass(frozen=True)
 class Phone:
-    """symbol: IPA without stress marks; start and end in seconds."""
+    """symbol: IPA without stress marks; start and end in seconds; word: where its word begins in the text.
+
+    Words that a voice joins ("of the") begin where the first of them does, counted in characters.
+    """
 
     symbol: str
     start: float
     end: float
+    word: int
 
 
 @dataclass(frozen=True)
@@ -168,5 +172,5 @@ def record(voice: Voice, text: str, seed: int) -> Speech:
     samples = rng.normal(0, 10 ** (floor / 20), lead + len(clean.samples) + tail)
     samples[lead : lead + len(clean.samples)] += min(10 ** (level / 20) / rms, 0.95 / peak) * clean.samples
     shift = lead / SAMPLE_RATE
-    phones = tuple(Phone(p.symbol, p.start + shift, p.end + shift) for p in clean.phones)
+    phones = tuple(replace(p, start=p.start + shift, end=p.end + shift) for p in clean.phones)
     return Speech(samples.clip(-1, 1), phones)
