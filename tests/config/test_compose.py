@@ -119,6 +119,7 @@ ONE_CHOICE = ("model.name", "router.name", "trainer.devices", "synthetic.seed")
 
 
 def another(key: str, value: Any, hint: Any) -> Any:
+    "lefts": [2, None],
     """A valid value of an option that is not its default."""
     if key in PAIRED:
         return PAIRED[key]

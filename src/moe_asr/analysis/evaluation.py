@@ -9,6 +9,7 @@ from typing import Any
 
 from lhotse.cut import Cut
 
+from moe_asr.analysis.latency import BLOCK_SECONDS, watch
 from moe_asr.analysis.load import SiteLoad, expert_load, merge
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import TokenUnit
@@ -16,9 +17,10 @@ from moe_asr.config.decode import DecodeConfig, DecodeMode
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.score import Unit
 from moe_asr.data.batches import read_all, similar
-from moe_asr.data.manifest import Problem, describe, read_split
+from moe_asr.data.manifest import Problem, describe, read_split, word_ends
 from moe_asr.data.selection import target_text
 from moe_asr.errors import InputError
+from moe_asr.measure.latency import Latencies, latencies, latency_result
 from moe_asr.measure.normalize import normalizer
 from moe_asr.measure.results import Scored, test_set_result
 from moe_asr.measure.rtf import TimedBatch, speed_receipt, timed
@@ -49,19 +51,16 @@ def evaluate_splits(
     decode: DecodeConfig,
     folder: Path,
     modes: Sequence[DecodeMode] = (),
+    lefts: Sequence[int | None] = (),
+    latency: bool = False,
 ) -> dict[str, Any]:
-    """The result of each split by its name, and of each further chunk size as ``<name>_c<size>``.
+    """The result of each split by its name, of each further chunk size as ``<name>_c<size>``, and of each point of
+    `grid` in general. A name is without its fold where that leaves no two alike.
 
-    modes: several ways to decode instead of `decode.mode`, as ``<name>_<mode>`` and ``<name>_<mode>_c<size>``.
-    A name is without its fold where that leaves no two alike. The hypotheses go to `folder`/hypotheses.
+    latency: each result also says when words are shown. The hypotheses go to `folder`/hypotheses.
     """
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
-    by_mode = {f"_{mode}": replace(decode, mode=mode) for mode in modes} or {"": decode}
-    variants = {
-        f"{suffix}{context}": replace(one, chunk=size)
-        for suffix, one in by_mode.items()
-        for context, size in {"": decode.chunk, **{f"_c{size}": size for size in decode.chunks}}.items()
-    }
+    variants = grid(decode, modes, lefts)
     results = {}
     short = [split.rpartition("/")[2] for split in splits]
     for split, name in zip(splits, short if len(set(short)) == len(set(splits)) else splits, strict=True):
@@ -70,18 +69,39 @@ def evaluate_splits(
             raise InputError(f"The split {split} has no utterance; choose another one.")
         for suffix, variant in variants.items():
             file = folder / "hypotheses" / f"{split.replace('/', '-')}{suffix}.jsonl"
-            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file)
+            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file, latency)
     return results
 
 
+def grid(decode: DecodeConfig, modes: Sequence[DecodeMode], lefts: Sequence[int | None]) -> dict[str, DecodeConfig]:
+    """Every mode (none: `decode.mode`) at `decode.chunk` and at each of `decode.chunks`, there with every left context
+    (none: `decode.left`), by the suffix of its results, such as ``_attention_c16_l2``."""
+    points = {}
+    for suffix, mode in ({f"_{mode}": mode for mode in modes} or {"": decode.mode}).items():
+        for context, size in {"": decode.chunk, **{f"_c{size}": size for size in decode.chunks}}.items():
+            around = {f"_l{'all' if left is None else left}": left for left in lefts if size is not None}
+            for beside, left in (around or {"": decode.left}).items():
+                points[suffix + context + beside] = replace(decode, mode=mode, chunk=size, left=left)
+    return points
+
+
 def evaluate_set(
-    recognizer: Recognizer, cuts: Sequence[Cut], config: TrainConfig, decode: DecodeConfig, file: Path
+    recognizer: Recognizer,
+    cuts: Sequence[Cut],
+    config: TrainConfig,
+    decode: DecodeConfig,
+    file: Path,
+    latency: bool = False,
 ) -> dict[str, Any]:
     """Recognises every utterance once and scores the very transcripts that were timed.
 
     Timed: features, encoder, search and text; not reading and resampling the audio. What cannot be read is recognised
-    as nothing, counted and listed. The first batch is run once before, as a warm-up.
+    as nothing, counted and listed. The first batch is run once before, as a warm-up. latency: what was read is then
+    streamed; raises InputError for a corpus that does not know when each word ends.
     """
+    ends = word_times(recognizer, cuts) if latency else {}
+    seen: list[Latencies] = []
+    streamed: list[TimedBatch] = []
     rate = config.features.sample_rate
     texts: dict[str, str] = {}
     times: list[TimedBatch] = []
@@ -100,6 +120,10 @@ def evaluate_set(
         times.append(time)
         load = merge(load, expert_load(routing))
         texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
+        for i, waveform in samples.items() if latency else ():
+            shown, time = timed(partial(watch, recognizer, waveform, decode), len(waveform) / rate, recognizer.device)
+            seen.append(latencies(ends[group[i].id], shown))
+            streamed.append(time)
     if not times:
         raise InputError(f"None of {len(cuts)} utterances can be read: {problems[0].detail}")
     described = [describe(cut) for cut in cuts]
@@ -111,6 +135,9 @@ def evaluate_set(
     write_atomically(file, lambda f: f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     receipt = speed_receipt(times, batch=decode.batch, warm_up=1, device=recognizer.device)
     result = test_set_result(scored, normalizer(config.data.normalizer), error_units(config), receipt)
+    if latency:
+        speed = speed_receipt(streamed, batch=1, warm_up=0, device=recognizer.device)
+        result["latency"] = {**latency_result(seen), "block_seconds": BLOCK_SECONDS, "stream_rtf": speed.rtf}
     return {
         **result,
         "decode": to_plain(decode),
@@ -118,3 +145,18 @@ def evaluate_set(
         "outside_tokenizer": sum(bool(recognizer.tokenizer.unknown(s.reference)) for s in scored),
         "experts": {site: [round(share, 4) for share in of.shares.tolist()] for site, of in load.items()},
     }
+
+
+def word_times(recognizer: Recognizer, cuts: Sequence[Cut]) -> dict[str, list[tuple[str, float | None]]]:
+    """The words of each utterance and when they end (s). Raises InputError where a corpus does not know, or a model
+    does not write, words."""
+    if recognizer.tokenizer.unit is TokenUnit.phone:
+        raise InputError("latency=true times words, but this model writes phones.")
+    known = {cut.id: word_ends(cut) for cut in cuts}
+    for name, ends in known.items():
+        if ends is None:
+            raise InputError(
+                f"when the words of {name} end is not known, which latency=true needs: the corpora of "
+                "`moe-asr prepare synthetic` and what `moe-asr prepare compose` makes of them know it."
+            )
+    return {name: ends for name, ends in known.items() if ends is not None}

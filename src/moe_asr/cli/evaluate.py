@@ -41,7 +41,9 @@ def run(config: EvaluateConfig) -> None:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
     asked = dataclasses.replace(trained, data=data)
     results = {
-        "test": evaluate_splits(recognizer, asked, data.test, config.decode, folder, config.modes),
+        "test": evaluate_splits(
+            recognizer, asked, data.test, config.decode, folder, config.modes, config.lefts, config.latency
+        ),
         "data": data.path,
         **environment(),
     }

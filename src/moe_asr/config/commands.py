@@ -24,6 +24,10 @@ class EvaluateConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     modes: list[DecodeMode] = field(default_factory=list)
     """Several decode modes in one call, instead of decode.mode; times decode.chunks they make a grid."""
+    lefts: list[int | None] = field(default_factory=list)
+    """Several left contexts of every chunk size, instead of decode.left; null = all: lefts=[2,8,null]."""
+    latency: bool = False
+    """Stream every recording too, and tell when its words are shown; needs a corpus that knows when each ends."""
     device: str = "cpu"
     threads: int = 1
     """CPU threads; part of every RTF."""
@@ -32,6 +36,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
+        require(all(left is None or left >= 0 for left in self.lefts), "lefts must be at least 0, or null for all.")
 
 
 class Format(StrEnum):

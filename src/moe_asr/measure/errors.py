@@ -82,6 +82,17 @@ def edit_counts(references: Sequence[str], hypotheses: Sequence[str], unit: Unit
     return counts
 
 
+def hits(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[int, int]]:
+    """(place in the reference, place in the hypothesis) of every word that is right in one minimal alignment."""
+    chunks = _process([" ".join(reference)], [" ".join(hypothesis)], Unit.word).alignments[0]
+    pairs = (
+        zip(range(c.ref_start_idx, c.ref_end_idx), range(c.hyp_start_idx, c.hyp_end_idx), strict=True)
+        for c in chunks
+        if c.type == "equal"
+    )
+    return [pair for run in pairs for pair in run]
+
+
 def alignment(reference: str, hypothesis: str, unit: Unit = Unit.word) -> str:
     """Three lines, REF, HYP and the letters S, D and I below the edits; empty when there is no error."""
     picture = jiwer.visualize_alignment(_process([reference], [hypothesis], unit), show_measures=False)

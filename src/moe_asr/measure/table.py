@@ -17,11 +17,18 @@ def results_table(results: dict[str, Any]) -> str:
             also = "".join(f"  {k.upper()} {100 * result[k]:.2f} %" for k in others)
             decode = result["decode"]
             context = "full context" if decode["chunk"] is None else f"chunk {decode['chunk']}"
+            context += "" if None in (decode["chunk"], decode["left"]) else f", left {decode['left']}"
             lines.append(
                 f"{part}/{name:<10} {unit.rate.upper()} {100 * result[unit.rate]:.2f} % {between}{also}  "
                 f"RTF {result['rtf']:.4f}  ({result['num_utterances']} utterances, "
                 f"{result['num_tokens']} {unit.value}s; {decode['mode']}, {context}; {result['interval']['method']})"
             )
+            if (shown := result.get("latency")) and shown["words"]:
+                lines.append(
+                    f"  words settle {shown['settled_p50']:.2f} s after they end (90 %: {shown['settled_p90']:.2f} s), "
+                    f"first shown {shown['first_p50']:.2f} s, certain {shown['certain_p50']:.2f} s; "
+                    f"{100 * shown['revised']:.1f} % revised; streamed at RTF {shown['stream_rtf']:.4f}"
+                )
             few = 0 < (result["num_speakers"] or 0) < FEWEST_SPEAKERS
             for speaker, own in (result["per_speaker"] if few else {}).items():
                 lines.append(f"  {speaker}: {100 * own[unit.rate]:.2f} % of {own['num_tokens']} {unit.value}s")
