@@ -12,12 +12,17 @@ import moe_asr  # noqa: F401  (first of all: it makes torchaudio importable)
 import torch
 
 from moe_asr.config.data import DataConfig, TokenizerConfig, TokenUnit
-from moe_asr.config.model import DecoderConfig, EncoderConfig, ModelConfig, MoEConfig, Placement
+from moe_asr.config.model import DecoderConfig, EncoderConfig, LossConfig, ModelConfig, MoEConfig, Placement
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.synthetic import Engine, SyntheticConfig
+from moe_asr.data.batches import make_batch, read_all, similar
+from moe_asr.data.manifest import describe, read_split
 from moe_asr.data.synthetic.corpus import generate
+from moe_asr.features.cmvn import feature_statistics
+from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import SPECIALS, Tokenizer
 from moe_asr.runs.checkpoint import Checkpoint, build, save_checkpoint
+from moe_asr.tensors import Chunking
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -73,4 +78,41 @@ def untrained(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
         model.encoder.cmvn.set_cmvn(torch.full((80,), -8.0), torch.full((80,), 0.3))
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(folder / "checkpoints" / "model.pt", Checkpoint(tiny, tokenizer, model.state_dict()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose model has learnt the training utterances by heart, and digits by the way (4 CPU-s)."""
+    off = {"dropout": 0.0, "position_dropout": 0.0}
+    encoder = EncoderConfig(
+        2, 48, heads=2, ffn_width=96, kernel=7, subsampling_channels=8, attention_dropout=0.0, **off
+    )
+    decoder = DecoderConfig(1, 1, heads=2, ffn_width=48, self_attention_dropout=0.0, cross_attention_dropout=0.0, **off)
+    config = TrainConfig(
+        model=ModelConfig(encoder=encoder, decoder=decoder),
+        loss=LossConfig(ctc_weight=0.5),
+        data=DataConfig(path=str(digits), test=["seen", "unseen"]),
+        tokenizer=TokenizerConfig(unit=TokenUnit.word),
+    )
+    tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *DIGITS))
+    torch.manual_seed(1)
+    model, log_mel = build(config, tokenizer), LogMel(config.features)
+    batches = []
+    for cuts in similar(read_split(digits, "train"), 8, 60.0):
+        tokens = [tokenizer.encode(describe(cut).text) for cut in cuts]
+        samples = read_all(cuts, log_mel.sample_rate)[0]
+        batches.append(make_batch(list(samples.values()), tokens, [cut.id for cut in cuts], log_mel))
+    seen = ((batch.features, batch.feature_lengths) for batch in batches)
+    model.encoder.cmvn.set_cmvn(*feature_statistics(seen).mean_istd())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(28):
+        for batch in batches:
+            optimizer.zero_grad()
+            model(batch, Chunking())[0].total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    (folder / "checkpoints").mkdir(parents=True)
+    save_checkpoint(folder / "checkpoints" / "model.pt", Checkpoint(config, tokenizer, model.state_dict()))
     return folder

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 import moe_asr
+from moe_asr.config.decode import DecodeMode
 from moe_asr.config.score import Unit
 from moe_asr.data.manifest import describe, load_samples, read_split
 from moe_asr.measure.errors import edit_counts, total
@@ -74,14 +75,36 @@ def test_transcribe_as_json_lines(cli: Cli, untrained: Path, audio: Path) -> Non
     code, out, _ = cli("transcribe", untrained, audio / "mono.flac", audio / "click.wav", "format=jsonl")
     speech, click = map(json.loads, out.splitlines())
     assert code == 0
-    assert set(speech) == {"audio", "text", "score", "tokens"}
+    assert set(speech) == {"audio", "text", "score", "confidence", "tokens"}
     assert speech["audio"] == str(audio / "mono.flac")
-    assert " ".join(token for token, _ in speech["tokens"]) == speech["text"] != ""
-    times = [seconds for _, seconds in speech["tokens"]]
+    assert " ".join(token for token, *_ in speech["tokens"]) == speech["text"] != ""
+    times = [seconds for _, seconds, _ in speech["tokens"]]
+    assert all(0 < confidence <= 1 for *_, confidence in speech["tokens"])
+    assert 0 < speech["confidence"] < 1
     assert times == sorted(times)
     assert 0 <= times[0] < times[-1] < soundfile.info(audio / "mono.flac").duration
     assert speech["score"] < 0
     assert (click["text"], click["tokens"]) == ("", [])
+
+
+@pytest.mark.parametrize("mode", [mode for mode in DecodeMode if mode is not DecodeMode.ctc_greedy])
+@pytest.mark.parametrize("words", [[], ["stream=true", "decode.chunk=16"]], ids=["whole", "stream"])
+def test_the_nbest_comes_with_scores_times_and_confidences(
+    cli: Cli, untrained: Path, audio: Path, mode: DecodeMode, words: list[str]
+) -> None:
+    options = (f"decode.mode={mode}", "decode.nbest=4", "format=json", *words)
+    (row,) = json.loads(cli("transcribe", untrained, audio / "mono.flac", *options)[1])
+    keys = ("text", "score", "confidence", "tokens")
+    assert {key: row[key] for key in keys} == row["nbest"][0]
+    assert len({hypothesis["text"] for hypothesis in row["nbest"]}) == 4
+    scores = [hypothesis["score"] for hypothesis in row["nbest"]]
+    assert scores == sorted(scores, reverse=True)
+    for hypothesis in row["nbest"]:
+        tokens = [token for token, *_ in hypothesis["tokens"] if token != "<blank>"]  # an untrained decoder's idea
+        assert " ".join(tokens) == hypothesis["text"].replace("⁇", "<unk>")
+        assert all(0 <= confidence <= 1 for *_, confidence in hypothesis["tokens"])
+        times = [time for _, time, _ in hypothesis["tokens"]]
+        assert times in ([None] * len(times), sorted(time or 0.0 for time in times))
 
 
 def test_transcribe_in_chunks(cli: Cli, untrained: Path, audio: Path) -> None:

@@ -165,7 +165,7 @@ def test_segments_are_told_as_they_end(cli: Cli, untrained: Path, file: Path) ->
     words = ("transcribe", untrained, file, "stream=true", "decode.chunk=8", "segments=true", "endpoint.longest=0.64")
     lines = cli(*words)[1].splitlines()
     *told, last = map(json.loads, cli(*words, "format=jsonl")[1].splitlines())
-    segments = [{key: row[key] for key in ("start", "end", "text")} for row in told if "end" in row]
+    segments = [{key: row[key] for key in ("start", "end", "text", "confidence")} for row in told if "end" in row]
     assert segments == last["segments"][:-1]
     assert len(segments) == 4
     assert [s["text"] for s in last["segments"]] == [
@@ -211,6 +211,23 @@ def test_segments_join_as_their_script_is_written() -> None:
     assert whole.seconds == (0.5, 1.5, 2.5, 3.5)
     assert whole.hypothesis.tokens == (5, 6, 3, 4)
     assert whole.segments == tuple(parts)
+
+
+def test_segments_join_with_the_confidence_of_all_their_tokens() -> None:
+    tokenizer = Tokenizer(TokenUnit.char, (*SPECIALS, "a", "b"))
+    found = [
+        Hypothesis((3, 4), -1.0, (2, 5), 0.9, (0.8, 0.7)),
+        Hypothesis((4,), -2.0, (9,), 0.4, (0.6,)),
+        Hypothesis((3,), -3.0, (), 0.5, (0.3,)),
+    ]
+    heard = [Transcript(tokenizer.decode(h.tokens), h, tuple(0.04 * f for f in h.frames)) for h in found]
+    parts = [Segment(float(i), i + 1.0, transcript) for i, transcript in enumerate(heard)]
+    whole = joined(parts[:2])
+    assert (whole.hypothesis.tokens, whole.hypothesis.frames) == ((3, 4, 4), (2, 5, 9))
+    assert whole.hypothesis.token_confidences == (0.8, 0.7, 0.6)
+    assert whole.hypothesis.confidence == pytest.approx((0.9**3 * 0.4**2) ** (1 / 5))
+    unaligned = joined(parts)
+    assert (unaligned.hypothesis.frames, unaligned.seconds, unaligned.text) == ((), (), "ab b a")
 
 
 def test_the_clock_of_subtitles_counts_hours() -> None:

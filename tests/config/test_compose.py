@@ -14,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from moe_asr.config import compose
+from moe_asr.config.align import AlignConfig
 from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeConfig
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
 from moe_asr.config.model import Placement
@@ -27,6 +28,7 @@ COMMANDS: dict[str, type] = {
     "inspect": InspectConfig,
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
+    "align": AlignConfig,
     "prepare": PrepareConfig,
     "score": ScoreConfig,
 }

@@ -10,6 +10,8 @@ from moe_asr.errors import InputError
 if TYPE_CHECKING:
     import numpy
 
+    from moe_asr.decoding.hypotheses import Hypothesis
+    from moe_asr.features.tokenizer import Tokenizer
     from moe_asr.runs.recognizer import Recognizer
     from moe_asr.runs.streaming import Partial
     from moe_asr.runs.transcripts import Segment, Transcript
@@ -119,18 +121,33 @@ def pcm_blocks(stream: BinaryIO) -> "Iterator[numpy.ndarray]":
 
 
 def row(file: str, transcript: "Transcript", recognizer: "Recognizer") -> dict[str, Any]:
-    symbols = [recognizer.tokenizer.symbols[token] for token in transcript.hypothesis.tokens]
-    times: list[float | None] = [round(at, 2) for at in transcript.seconds]
-    times = times or [None] * len(symbols)  # a text that CTC cannot align
-    result: dict[str, Any] = {"audio": file, "text": transcript.text, "score": transcript.hypothesis.score}
-    result["tokens"] = [list(pair) for pair in zip(symbols, times, strict=True)]
+    result = {"audio": file, **said(transcript.hypothesis, recognizer.tokenizer), "text": transcript.text}
+    if len(transcript.nbest) > 1:
+        result["nbest"] = [said(hypothesis, recognizer.tokenizer) for hypothesis in transcript.nbest]
     if transcript.segments:
         result["segments"] = [timed(segment) for segment in transcript.segments]
     return result
 
 
+def said(hypothesis: "Hypothesis", tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Each token with its time (s; null for a text that CTC cannot align) and confidence."""
+    from moe_asr.runs.transcripts import FRAME_SECONDS
+
+    times: list[float | None] = [round(frame * FRAME_SECONDS, 2) for frame in hypothesis.frames]
+    times = times or [None] * len(hypothesis.tokens)
+    rows = zip(hypothesis.tokens, times, hypothesis.token_confidences, strict=True)
+    return {
+        "text": tokenizer.decode(hypothesis.tokens),
+        "score": hypothesis.score,
+        "confidence": round(hypothesis.confidence or 0.0, 4),
+        "tokens": [[tokenizer.symbols[token], time, round(confidence, 4)] for token, time, confidence in rows],
+    }
+
+
 def timed(segment: "Segment") -> dict[str, Any]:
-    return {"start": round(segment.start, 2), "end": round(segment.end, 2), "text": segment.transcript.text}
+    start, end, confidence = segment.start, segment.end, segment.transcript.hypothesis.confidence or 0.0
+    text = segment.transcript.text
+    return {"start": round(start, 2), "end": round(end, 2), "text": text, "confidence": round(confidence, 4)}
 
 
 class Screen:

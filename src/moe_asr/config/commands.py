@@ -72,7 +72,7 @@ class TranscribeConfig:
     """Files; - reads raw 16-bit mono PCM from the standard input."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     format: Format = Format.text
-    """json and jsonl hold the time of every token."""
+    """json and jsonl hold the n-best (decode.nbest), and the time and confidence of every token."""
     stream: bool = False
     """Decode chunk by chunk (needs decode.chunk); text and jsonl tell what is known so far."""
     segments: bool | None = None

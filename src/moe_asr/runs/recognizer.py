@@ -13,17 +13,19 @@ from torch.nn.utils.rnn import pad_sequence
 from moe_asr.config.commands import EndpointConfig
 from moe_asr.config.decode import DecodeConfig
 from moe_asr.config.program import TrainConfig
+from moe_asr.decoding.alignment import align
 from moe_asr.decoding.hypotheses import Hypothesis
 from moe_asr.decoding.search import search
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.models.encoder import FULL_CONTEXT, EncoderOutput
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.runs.checkpoint import build, load_checkpoint
 from moe_asr.runs.streaming import Session
-from moe_asr.runs.transcripts import FRAME_SECONDS, Transcript
+from moe_asr.runs.transcripts import FRAME_SECONDS, AlignedText, Timed, Transcript, words_of
 from moe_asr.tensors import Chunking
 
 Audible = str | Path | numpy.ndarray | Tensor
@@ -57,15 +59,19 @@ class Recognizer:
         return Recognizer(model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target)
 
     @torch.inference_mode()
+    def encode(self, samples: Sequence[Tensor], chunking: Chunking = FULL_CONTEXT) -> EncoderOutput:
+        """Waveforms (S,) at the model's sample rate, encoded as one batch."""
+        lengths = torch.tensor([len(row) for row in samples], device=self.device)
+        features, feature_lengths = self.log_mel(pad_sequence(list(samples), batch_first=True).to(self.device), lengths)
+        return self.model.encode(features, feature_lengths, chunking)
+
+    @torch.inference_mode()
     def decode(
         self, samples: Sequence[Tensor], decode: DecodeConfig | None = None
     ) -> tuple[list[Transcript], RoutingTrace]:
         """Waveforms (S,) at the model's sample rate, decoded as one batch; the trace tells which experts they used."""
         decode = decode or self.config.decode
-        lengths = torch.tensor([len(row) for row in samples], device=self.device)
-        padded = pad_sequence(list(samples), batch_first=True).to(self.device)
-        features, feature_lengths = self.log_mel(padded, lengths)
-        encoded = self.model.encode(features, feature_lengths, Chunking(decode.chunk, decode.left))
+        encoded = self.encode(samples, Chunking(decode.chunk, decode.left))
         found = search(self.model, encoded, decode, self.tokenizer)
         return [replace(self.transcript(nbest[0]), nbest=tuple(nbest)) for nbest in found], encoded.routing
 
@@ -95,6 +101,35 @@ class Recognizer:
             heard, _ = self.decode([samples for samples, _ in read], decode)
             transcripts += [replace(t, notes=notes) for t, (_, notes) in zip(heard, read, strict=True)]
         return transcripts
+
+    @torch.inference_mode()
+    def align(self, audio: Audible, text: str, chunking: Chunking = FULL_CONTEXT) -> AlignedText:
+        """When each word and token of `text` is said in a file or samples (S,), by the best CTC path.
+
+        CTC hears a word where it is surest, which is within the word, not at its borders. Raises InputError for audio
+        that cannot be read, and for a text that the tokenizer cannot write or that is too long for the audio.
+        """
+        ids, unknown = self.tokenizer.encode(text), self.tokenizer.unknown(text)
+        if unknown or not ids:
+            lacks = f"holds what the model cannot write ({' '.join(sorted(unknown))})" if unknown else "is empty"
+            raise InputError(f"the text to align {lacks}; give it as the training texts are written.")
+        encoded = self.encode([self._read(audio)[0]], chunking)
+        log_probs, tokens = self.model.ctc_log_probs(encoded.frames), torch.tensor([ids], device=self.device)
+        count = torch.tensor([len(ids)], device=self.device)
+        path = align(log_probs, encoded.frame_lengths, tokens, count, self.tokenizer.blank)[0]
+        if not path.spans:
+            frames = int(encoded.frame_lengths)
+            raise InputError(f"the text to align has {len(ids)} tokens, too many for {frames} frames of audio.")
+        found = tuple(
+            Timed(
+                self.tokenizer.symbols[token],
+                begin * FRAME_SECONDS,
+                (end + 1) * FRAME_SECONDS,
+                float(log_probs[0, begin : end + 1, token].max().exp()),
+            )
+            for token, (begin, end) in zip(ids, path.spans, strict=True)
+        )
+        return AlignedText(text, path.score, words_of(found, ids, self.tokenizer), found)
 
     def _read(self, audio: Audible) -> tuple[Tensor, tuple[str, ...]]:
         if not isinstance(audio, str | Path):

@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from moe_asr.config.data import TokenUnit
 from moe_asr.decoding.hypotheses import Hypothesis
@@ -20,7 +21,7 @@ LAST_TOKEN = 0.4
 
 @dataclass(frozen=True)
 class Transcript:
-    """text; hypothesis (token ids, log score, frames); seconds: when each token was emitted; what was noticed.
+    """text; hypothesis (token ids, score, ...); seconds: when each token was emitted, if known; what was noticed.
 
     segments: the utterances that a stream was cut into, in order; none where nothing was to be cut. nbest: the best
     hypotheses, `hypothesis` first, where an utterance was decoded as a whole.
@@ -44,6 +45,29 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """A token or word and when CTC hears it: from the start of its first frame to the end of its last (s).
+
+    confidence: the probability of a token in its best frame, and of the least certain token of a word.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class AlignedText:
+    """A given text on its best CTC path, of log probability `score`; a token that is a space belongs to no word."""
+
+    text: str
+    score: float
+    words: tuple[Timed, ...]
+    tokens: tuple[Timed, ...]
+
+
+@dataclass(frozen=True)
 class Cue:
     """A subtitle: a text and when it is shown (s)."""
 
@@ -58,11 +82,15 @@ def joined(segments: Sequence[Segment]) -> Transcript:
     if len(parts) == 1:
         return replace(parts[0], segments=tuple(segments))
     found = [part.hypothesis for part in parts]
-    tokens, frames = (
-        tuple(i for row in rows for i in row) for rows in ([h.tokens for h in found], [h.frames for h in found])
+    tokens, frames, peaks = (
+        tuple(i for h in found for i in getattr(h, name)) for name in ("tokens", "frames", "token_confidences")
     )
-    hypothesis = Hypothesis(tokens, sum(h.score for h in found), frames)
     seconds = tuple(time for part in parts for time in part.seconds)
+    if len(seconds) < len(tokens):  # CTC cannot align one of them
+        frames, seconds = (), ()
+    weights = [(len(h.tokens) + 1) / (len(tokens) + len(found)) for h in found]
+    certain = prod((h.confidence or 0.0) ** weight for h, weight in zip(found, weights, strict=True))
+    hypothesis = Hypothesis(tokens, sum(h.score for h in found), frames, certain, peaks)
     return Transcript(join_han(" ".join(part.text for part in parts)), hypothesis, seconds, segments=tuple(segments))
 
 
@@ -86,6 +114,17 @@ def cues(transcript: Transcript, tokenizer: Tokenizer, start: float = 0.0) -> It
         if text := tokenizer.decode(tokens[first:end]).strip():
             hidden = seconds[end] if end < len(tokens) else float("inf")
             yield Cue(seconds[first], min(seconds[end - 1] + LAST_TOKEN, hidden), text)
+
+
+def words_of(tokens: Sequence[Timed], ids: Sequence[int], tokenizer: Tokenizer) -> tuple[Timed, ...]:
+    """The words that the tokens `ids`, with their times, make."""
+    begins = [i for i in range(len(ids)) if i == 0 or _begins_word(tokenizer, ids[i - 1], ids[i])]
+    words = []
+    for first, end in zip(begins, [*begins[1:], len(ids)], strict=True):
+        if text := tokenizer.decode(ids[first:end]).strip():
+            part = tokens[first:end]
+            words.append(Timed(text, part[0].start, part[-1].end, min(token.confidence for token in part)))
+    return tuple(words)
 
 
 def _begins_word(tokenizer: Tokenizer, before: int, token: int) -> bool:
