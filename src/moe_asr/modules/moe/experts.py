@@ -1,12 +1,15 @@
 """How experts are computed, given what was decided. `loop` is the readable reference of all backends."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.config.inference import InferencePrecision
 from moe_asr.modules.dropout import Dropout
+from moe_asr.modules.packed import AFTER_ACTIVATION, pack_linear
 
 
 class Experts(nn.Module):
@@ -21,18 +24,26 @@ class Experts(nn.Module):
         self.b_in = nn.Parameter(torch.empty(num_experts, hidden).uniform_(-(width**-0.5), width**-0.5))
         self.w_out = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-(hidden**-0.5), hidden**-0.5))
         self.b_out = nn.Parameter(torch.empty(num_experts, width).uniform_(-(hidden**-0.5), hidden**-0.5))
+        self.backend: Backend = sorted_rows
 
     def forward(self, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
         """rows (R,d), expert_ids (R,K), weights (R,K) -> (R,d), the weighted sums; id -1 contributes nothing."""
-        return loop(self, rows, expert_ids, weights)
+        return self.backend(self, rows, expert_ids, weights)
+
+    def networks(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Each expert's w_in, b_in, w_out, b_out."""
+        # Unbound once, a stack has one gradient; indexed, it would get one of its full size per expert.
+        return list(zip(*(p.unbind() for p in self.parameters()), strict=True))
+
+
+Backend = Callable[[Experts, Tensor, Tensor, Tensor], Tensor]
+"""The experts and the arguments of `Experts.forward` -> its result."""
 
 
 def loop(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
     """One expert after the other, each on the rows that chose it."""
     y = torch.zeros_like(rows)
-    # Unbinding once makes the gradient of a stack one tensor; indexing would make one stack-sized tensor per expert.
-    parameters = zip(*(p.unbind() for p in (experts.w_in, experts.b_in, experts.w_out, experts.b_out)), strict=True)
-    for expert, (w_in, b_in, w_out, b_out) in enumerate(parameters):
+    for expert, (w_in, b_in, w_out, b_out) in enumerate(experts.networks()):
         row, slot = torch.where(expert_ids == expert)
         if len(row) == 0 and not torch.is_grad_enabled():  # in training an idle expert still joins the graph
             continue
@@ -40,3 +51,110 @@ def loop(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) ->
         out = F.linear(hidden, w_out, b_out)
         y = y.index_add(0, row, (out * weights[row, slot].unsqueeze(-1)).to(y.dtype))
     return y
+
+
+def sorted_rows(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """All rows are gathered once, in the order of their experts, and added up once. On any device, with gradients."""
+    _, hidden, width = experts.w_in.shape
+    if rows.is_cuda and len(rows) and _computed_in(rows) is torch.bfloat16 and hidden % 8 == width % 8 == 0:
+        return grouped(experts, rows, expert_ids, weights)
+    networks = experts.networks()
+
+    def feed_forward(expert: int, x: Tensor) -> Tensor:
+        w_in, b_in, w_out, b_out = networks[expert]
+        return F.linear(experts.dropout(experts.activation(F.linear(x, w_in, b_in))), w_out, b_out)
+
+    return _in_order(feed_forward, len(networks), rows, expert_ids, weights)
+
+
+def _computed_in(rows: Tensor) -> torch.dtype:
+    device = rows.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+
+
+def _in_order(
+    feed_forward: Callable[[int, Tensor], Tensor], num_experts: int, rows: Tensor, expert_ids: Tensor, weights: Tensor
+) -> Tensor:
+    ids = expert_ids.flatten()
+    empty, *counts = (ids + 1).bincount(minlength=num_experts + 1).tolist()
+    order = ids.argsort(stable=True)[empty:]
+    row = order // expert_ids.shape[1]
+    parts = rows.index_select(0, row).split(counts)
+    y = torch.zeros_like(rows)
+    # In training an idle expert still joins the graph: its gradients are 0, not missing.
+    out = [feed_forward(e, part) for e, part in enumerate(parts) if len(part) or torch.is_grad_enabled()]
+    if not out:
+        return y
+    share = weights.flatten().index_select(0, order).unsqueeze(-1)
+    return y.index_add(0, row, (torch.cat(out) * share).to(y.dtype))
+
+
+def grouped(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """Both products of all experts at once, for GPUs in bf16: nothing waits for the device.
+
+    Empty slots are sorted behind the last expert, where grouped_mm leaves memory as it was, in the result and in the
+    gradient of its input; so both are masked.
+    """
+    num_experts, dtype = experts.num_experts, _computed_in(rows)
+    ids, order = (expert_ids.flatten() % (num_experts + 1)).sort(stable=True)  # -1 becomes the largest
+    numbers = torch.arange(num_experts, device=rows.device)
+    offsets = torch.searchsorted(ids, numbers, right=True, out_int32=True)
+    # As a product, the gradient of a bias is summed in float32 and always in the same order.
+    chosen, empty = (ids.unsqueeze(-1) == numbers).to(dtype), (ids == num_experts).unsqueeze(-1)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = x.to(dtype).masked_fill(empty, 0)
+        y = F.grouped_mm(x, weight.to(dtype).transpose(1, 2), offs=offsets)
+        return torch.addmm(y.masked_fill(empty, 0), chosen, bias.to(dtype))
+
+    row = order // expert_ids.shape[1]
+    hidden = experts.dropout(experts.activation(linear(rows.index_select(0, row), experts.w_in, experts.b_in)))
+    share = weights.flatten().index_select(0, order).unsqueeze(-1).masked_fill(empty, 0)
+    y = linear(hidden, experts.w_out, experts.b_out) * share
+    return torch.zeros_like(rows).index_add(0, row, y.to(rows.dtype))
+
+
+def pack(experts: Experts, precision: InferencePrecision) -> Backend:
+    """Lays the weights out for inference on a CPU, as they are now: once they change, `sorted_rows` takes over.
+
+    So it does where gradients are wanted. Raises InputError where the machine lacks the kernels.
+    """
+    packed_from = _identity(experts)
+    dtype = torch.bfloat16 if precision is InferencePrecision.bf16 else torch.float32
+    networks = [
+        (
+            pack_linear(w_in, b_in, precision, experts.activation),
+            pack_linear(w_out, b_out, precision, negative_share=AFTER_ACTIVATION),
+        )
+        for w_in, b_in, w_out, b_out in experts.networks()
+    ]
+
+    def feed_forward(expert: int, x: Tensor) -> Tensor:
+        linear_in, linear_out = networks[expert]
+        return linear_out(linear_in(x.to(dtype)))
+
+    def packed(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or _identity(experts) != packed_from:
+            return sorted_rows(experts, rows, expert_ids, weights)
+        return _in_order(feed_forward, len(networks), rows, expert_ids, weights)
+
+    return packed
+
+
+def _identity(experts: Experts) -> list[tuple[int, int]]:
+    return [(p.data_ptr(), p._version) for p in experts.parameters()]
+
+
+BACKENDS: dict[str, Callable[[Experts], Backend]] = {
+    "loop": lambda experts: loop,
+    "sorted": lambda experts: sorted_rows,
+    **{f"packed_{precision}": partial(pack, precision=precision) for precision in InferencePrecision},
+}
+"""By name, what makes experts' backend."""
+
+
+def use_backend(model: nn.Module, name: str) -> None:
+    """All experts of a model compute by `BACKENDS[name]` from now on; the state dict stays as it is."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.backend = BACKENDS[name](module)

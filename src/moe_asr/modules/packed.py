@@ -1,0 +1,109 @@
+"""Linear maps for inference on CPUs: the weights are laid out once for the machine, in fp32, bf16 or int8.
+
+Nothing here knows gradients, and nothing belongs in a checkpoint: pack after loading.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_asr.config.inference import InferencePrecision
+from moe_asr.config.model import require
+
+Linear = Callable[[Tensor], Tensor]
+
+LAYOUT_ROWS = 64
+"""The number of rows that oneDNN lays weights out for; any from 16 to 256 is equally fast, and 1 is slow."""
+WARM_ROWS = 256
+"""Kernels for up to so many rows are compiled when weights of a new shape are packed, others when they are needed."""
+FUSED: dict[Callable[[Tensor], Tensor] | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", F.gelu: "gelu"}
+"""oneDNN's names of what it computes on results before it stores them."""
+CENTRED, AFTER_ACTIVATION = 0.5, 0.19
+"""Share of the int8 range for inputs below 0; swish and gelu hardly give any, and relu none."""
+
+
+def supported(precision: InferencePrecision) -> bool:
+    """Whether torch has the kernels on this machine."""
+    if precision is InferencePrecision.int8:
+        return torch.backends.quantized.engine in ("x86", "fbgemm")
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return precision is InferencePrecision.fp32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_linear(
+    weight: Tensor,
+    bias: Tensor,
+    precision: InferencePrecision,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    negative_share: float = CENTRED,
+) -> Linear:
+    """weight (N,K), bias (N,) -> a function from x (R,K) to activation(x @ weight.T + bias) (R,N), in the dtype of x.
+
+    int8 rounds weights per output and inputs per row, so that no row's result depends on the other rows.
+    Raises InputError where the machine lacks the kernels.
+    """
+    require(supported(precision), f"precision={precision} has no kernels on this machine; write precision=fp32.")
+    weight, bias = weight.detach().float(), bias.detach().float()
+    if precision is InferencePrecision.int8:
+        return _quantized(weight, bias, activation, negative_share)
+    dtype = torch.float32 if precision is InferencePrecision.fp32 else torch.bfloat16
+    _compile(*weight.shape, dtype, activation)
+    return _reordered(weight.to(dtype), bias.to(dtype), activation)
+
+
+def bucket(rows: int) -> int:
+    """The number of rows to compute instead, at most an eighth more: oneDNN compiles a kernel for each number."""
+    step = 1 << max(0, (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
+
+
+def _reordered(weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Linear:
+    weight, bias = torch.ops.mkldnn._reorder_linear_weight(weight, LAYOUT_ROWS), bias.clone()
+    fused = FUSED.get(activation)
+
+    def linear(x: Tensor) -> Tensor:
+        rows, padding = x.to(bias.dtype), bucket(len(x)) - len(x)
+        rows = F.pad(rows, (0, 0, 0, padding)) if padding else rows.contiguous()
+        y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, fused or "none", [], "none")[: len(x)].to(x.dtype)
+        return y if fused or activation is None else activation(y)
+
+    return linear
+
+
+@cache
+def _compile(outputs: int, inputs: int, dtype: torch.dtype, activation: Callable[[Tensor], Tensor] | None) -> None:
+    """Half a millisecond per kernel that the first utterances would otherwise wait for."""
+    linear = _reordered(torch.zeros(outputs, inputs, dtype=dtype), torch.zeros(outputs, dtype=dtype), activation)
+    for rows in sorted({bucket(rows) for rows in range(1, WARM_ROWS + 1)}):
+        linear(torch.zeros(rows, inputs, dtype=dtype))
+
+
+def _quantized(
+    weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tensor] | None, negative_share: float
+) -> Linear:
+    tiny = torch.finfo(torch.float32).tiny
+    scale = (weight.abs().amax(1) / 127).clamp(min=tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls these tensors deprecated, but has no other way into fbgemm
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        stored = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(stored, None)
+    # Without VNNI, fbgemm adds pairs of products in 16 bits, which 255 steps would overflow.
+    steps = 255 if torch.cpu._is_vnni_supported() else 127
+    zero = round(negative_share * steps)
+    bias = bias.clone()
+
+    def linear(x: Tensor) -> Tensor:
+        rows = x.float()
+        step = torch.maximum(rows.amax(1, keepdim=True) / (steps - zero), rows.amin(1, keepdim=True) / -zero)
+        step = step.clamp(min=tiny)
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(rows / step, 1.0, zero, packed)
+        y = torch.addcmul(bias, y, step).to(x.dtype)
+        return y if activation is None else activation(y)
+
+    return linear
