@@ -12,7 +12,7 @@ import moe_asr  # noqa: F401  (first of all: it makes torchaudio importable)
 import torch
 
 from moe_asr.config.data import DataConfig, TokenizerConfig, TokenUnit
-from moe_asr.config.model import DecoderConfig, EncoderConfig, LossConfig, ModelConfig, MoEConfig, Placement
+from moe_asr.config.model import DecoderConfig, EncoderConfig, LossConfig, ModelConfig, MoEConfig
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.synthetic import Engine, SyntheticConfig
 from moe_asr.data.batches import make_batch, read_all, similar
@@ -59,7 +59,7 @@ def tiny(digits: Path) -> TrainConfig:
             encoder=EncoderConfig(layers=1, width=16, heads=2, ffn_width=16, kernel=3, subsampling_channels=4),
             decoder=DecoderConfig(layers=1, reverse_layers=1, heads=2, ffn_width=16),
         ),
-        moe=MoEConfig(placement=Placement.encoder, num_experts=4, top_k=2),
+        moe=MoEConfig(placement="encoder", num_experts=4, top_k=2),
         data=DataConfig(path=str(digits), test=["seen", "unseen"]),
         tokenizer=TokenizerConfig(unit=TokenUnit.word),
     )

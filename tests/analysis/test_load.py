@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from moe_asr.analysis.load import SiteLoad, expert_load, load_metrics, merge
-from moe_asr.modules.moe.routing import MoESite, Routing, SiteTrace
+from moe_asr.analysis.load import load_metrics, measured
+from moe_asr.config.placement import MoESite
+from moe_asr.modules.moe.routing import Routing, SiteTrace
+from moe_asr.modules.moe.statistics import routing_sums
 
 HERE, THERE = MoESite("encoder", 3, "ffn_out"), MoESite("left_to_right", 0, "ffn_out")
 
@@ -24,60 +27,65 @@ UNIFORM = torch.zeros(2, 3, 4)
 
 
 def test_counts_leave_out_padding_and_empty_slots() -> None:
-    load = expert_load(trace(HERE, IDS, VALID, UNIFORM))
-    assert list(load) == ["encoder.03.ffn_out"]
-    site = load["encoder.03.ffn_out"]
-    assert site.counts.tolist() == [3, 2, 2, 0]
-    assert site.positions == 4
-    assert site.shares.tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7, 0.0])
+    sums = measured(trace(HERE, IDS, VALID, UNIFORM))
+    assert sums.sites == (HERE,)
+    assert sums.counts.tolist() == [[3, 2, 2, 0]]
+    assert (sums.positions.tolist(), sums.dropped.tolist()) == ([4], [1])
+    assert sums.load[0].tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7, 0.0])
+    assert sums.mean_probability[0].tolist() == pytest.approx([0.25] * 4)
 
 
 def test_entropy_in_closed_form() -> None:
-    assert expert_load(trace(HERE, IDS, VALID, UNIFORM))[str(HERE)].entropy == pytest.approx(4 * math.log(4))
+    assert measured(trace(HERE, IDS, VALID, UNIFORM)).entropy.item() == pytest.approx(4 * math.log(4))
     certain = torch.full((2, 3, 4), -1e4)
     certain[..., 0] = 0.0
-    assert expert_load(trace(HERE, IDS, VALID, certain))[str(HERE)].entropy == 0.0
+    assert measured(trace(HERE, IDS, VALID, certain)).entropy.item() == 0.0
     p = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64)
     logits = (p.log() + 3.0).expand(2, 3, 4)  # a constant added to logits changes nothing
-    assert expert_load(trace(HERE, IDS, VALID, logits))[str(HERE)].entropy == pytest.approx(4 * 1.75 * math.log(2))
+    assert measured(trace(HERE, IDS, VALID, logits)).entropy.item() == pytest.approx(4 * 1.75 * math.log(2))
 
 
 def test_logits_of_padding_do_not_matter() -> None:
     noisy = UNIFORM.clone()
     noisy[1, 1:] = torch.tensor([9.0, -9.0, 3.0, float("nan")])
-    assert expert_load(trace(HERE, IDS, VALID, noisy))[str(HERE)].entropy == pytest.approx(4 * math.log(4))
+    noisy.requires_grad_()
+    sums = routing_sums(trace(HERE, IDS, VALID, noisy))
+    assert sums.entropy.item() == pytest.approx(4 * math.log(4))
+    sums.probabilities.square().sum().backward()
+    assert noisy.grad[1, 1:].eq(0).all()
 
 
 def test_batches_add_up_to_the_whole() -> None:
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    whole = expert_load(trace(HERE, IDS, VALID, logits))[str(HERE)]
-    parts = [expert_load(trace(HERE, [IDS[b]], [VALID[b]], logits[b : b + 1])) for b in (0, 1)]
-    elsewhere = expert_load(trace(THERE, IDS, VALID, logits))
-    merged = merge(merge(merge({}, parts[0]), elsewhere), parts[1])
-    assert list(merged) == [str(HERE), str(THERE)]
-    assert torch.equal(merged[str(HERE)].counts, whole.counts)
-    assert merged[str(HERE)].entropy == pytest.approx(whole.entropy)
-    assert merged[str(HERE)].positions == whole.positions
-    assert torch.equal(merged[str(THERE)].counts, whole.counts)
-    assert parts[0][str(HERE)].counts.tolist() == [3, 1, 1, 0]  # merging left its arguments alone
+    whole = measured(trace(HERE, IDS, VALID, logits) + trace(THERE, IDS, VALID, logits))
+    parts = [
+        trace(HERE, [IDS[b]], [VALID[b]], logits[b : b + 1]) + trace(THERE, [IDS[b]], [VALID[b]], logits[b : b + 1])
+        for b in (0, 1)
+    ]
+    first = measured(parts[0])
+    merged = measured(parts[1], first)
+    assert merged.sites == whole.sites == (HERE, THERE)
+    assert torch.allclose(merged.values, whole.values)
+    assert merged.values.dtype is torch.float64
+    assert first.counts.tolist() == [[3, 1, 1, 0]] * 2  # adding left its arguments alone
+    assert measured((), first) is first
+    assert measured(()) is None
 
 
 def test_metrics() -> None:
-    loads = {
-        "a": SiteLoad(torch.tensor([3, 1, 0, 0]), entropy=5.0, positions=4),
-        "b": SiteLoad(torch.tensor([1, 1, 1, 0]), entropy=0.0, positions=3),
+    found = load_metrics(measured(trace(HERE, IDS, VALID, UNIFORM)))
+    assert found == {
+        "routing/encoder.03.ffn_out/load_max": pytest.approx(3 / 7),
+        "routing/encoder.03.ffn_out/load_min": 0.0,
+        "routing/encoder.03.ffn_out/load_cv": pytest.approx(np.std([3, 2, 2, 0]) / np.mean([3, 2, 2, 0])),
+        "routing/encoder.03.ffn_out/entropy": pytest.approx(math.log(4)),
+        "routing/encoder.03.ffn_out/dropped": 1 / 8,
+        "routing/dead_experts": 1.0,
     }
-    assert load_metrics(loads) == {
-        "routing/a/load_max": 0.75,
-        "routing/a/entropy": 1.25,
-        "routing/b/load_max": pytest.approx(1 / 3),
-        "routing/b/entropy": 0.0,
-        "routing/dead_experts": 3.0,
-    }
-    assert load_metrics({}) == {}
+    assert load_metrics(None) == {}
 
 
 def test_an_idle_site_has_no_share_and_no_division_by_zero() -> None:
-    load = expert_load(trace(HERE, [[[-1, -1]]], [[False]], torch.zeros(1, 1, 4)))[str(HERE)]
-    assert load.shares.tolist() == [0.0] * 4
-    assert load_metrics({"x": load})["routing/x/entropy"] == 0.0
+    sums = measured(trace(HERE, [[[-1, -1]]], [[False]], torch.zeros(1, 1, 4)))
+    assert sums.load.tolist() == [[0.0] * 4]
+    assert all(math.isfinite(value) for value in load_metrics(sums).values())

@@ -187,9 +187,9 @@ def test_inspect_counts_parameters_without_a_corpus(cli: Cli, tmp_path: Path, mo
     assert (code, err) == (0, "")
     assert "225.7" in " ".join(line for line in out.splitlines() if line.startswith("total"))
     assert "0 MoE sites" in out
-    out = cli(*words, "moe.placement=both", "moe.sharing=shared", "moe.num_experts=4", "moe.top_k=1", "router=switch")[
-        1
-    ]
+    out = cli(
+        *words, "moe.placement=both", "moe.sharing=per_stack", "moe.num_experts=4", "moe.top_k=1", "router=switch"
+    )[1]
     assert "36 MoE sites, 4 experts, top 1" in out
     assert {line.split()[-1] for line in out.splitlines() if "router" in line and "." in line} >= {"0", "1", "2"}
     assert list(tmp_path.iterdir()) == []

@@ -193,7 +193,7 @@ from moe_asr.config.program import TrainConfig
 
 def job(config):
     with Path("points").open("a") as file:
-        print(config.seed, config.optim.name.value, config.moe.placement.value, dict(config.optim.lr_scale), file=file)
+        print(config.seed, config.optim.name.value, config.moe.placement, dict(config.optim.lr_scale), file=file)
 
 sweep("train", TrainConfig, ["seed=1,2", "optim=adam,adamw", "optim.lr_scale={encoder: 0.1}"], job)
 """

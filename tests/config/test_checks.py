@@ -12,7 +12,6 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
 )
 from moe_asr.config.prepare import FsddConfig, PrepareConfig, Speechocean762Config
@@ -22,7 +21,7 @@ from moe_asr.errors import InputError
 
 NO_DECODERS = ModelConfig(decoder=DecoderConfig(layers=0, reverse_layers=0))
 ONE_WAY = ModelConfig(decoder=DecoderConfig(reverse_layers=0))
-STARVED = MoEConfig(placement=Placement.encoder, top_k=1)
+STARVED = MoEConfig(placement="encoder", top_k=1)
 
 WRONG: list[tuple[type, dict[str, Any], str]] = [
     (EncoderConfig, {"width": 10, "heads": 4}, "encoder.width=10 must be a multiple of encoder.heads=4."),
@@ -35,7 +34,6 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (MoEConfig, {"num_experts": 0}, "moe.num_experts=0 must be at least 1."),
     (MoEConfig, {"top_k": 9}, "moe.top_k=9 must lie between 1 and moe.num_experts=8."),
     (MoEConfig, {"top_k": 0}, "moe.top_k=0 must lie between 1"),
-    (RouterConfig, {"name": "hash"}, "write router.name=topk."),
     (LossConfig, {"ctc_weight": 1.5}, "loss.ctc_weight=1.5 must lie between 0 and 1."),
     (LossConfig, {"reverse_weight": -0.1}, "loss.reverse_weight=-0.1 must lie between 0 and 1."),
     (LossConfig, {"label_smoothing": 2.0}, "loss.label_smoothing=2.0 must lie between 0 and 1."),
@@ -71,7 +69,25 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (DecodeConfig, {"mode": "attention", "lm": "x"}, "need the prefix beam: write decode.mode=ctc_prefix_beam or"),
     (DecodeConfig, {"chunk": -1}, "decode.chunk and decode.chunks count frames and must be at least 1."),
     (DecodeConfig, {"chunks": [16, -1]}, "decode.chunk and decode.chunks count frames and must be at least 1."),
-    (TrainConfig, {"moe": STARVED}, "write router.softmax=before or moe.top_k=2."),
+    (TrainConfig, {"moe": STARVED}, "write router.normalize=false (router=switch) or moe.top_k=2."),
+    (TrainConfig, {"moe": MoEConfig(num_experts=4)}, "say where with moe.placement=encoder"),
+    (TrainConfig, {"router": RouterConfig(normalize=False)}, "moe.placement=none for a dense model."),
+    (TrainConfig, {"loss": LossConfig(balance=0.1)}, "A router is configured, but there is no MoE layer"),
+    (TrainConfig, {"moe": MoEConfig("encoder.9")}, "moe.placement=encoder.9 names 'encoder.9'"),
+    (MoEConfig, {"num_experts": 3, "expert_widths": [8, 0]}, "moe.expert_widths has 2 numbers for moe.num_experts=3."),
+    (MoEConfig, {"num_experts": 2, "expert_widths": [0, 0]}, "must not be negative, nor all 0."),
+    (MoEConfig, {"num_experts": 2, "expert_widths": [8, 0], "expert_width": 8}, "contradict each other"),
+    (MoEConfig, {"expert_width": 0}, "moe.expert_width=0 must be at least 1"),
+    (MoEConfig, {"shared_experts": -1}, "moe.shared_experts=-1 must not be negative."),
+    (MoEConfig, {"groups": 0}, "moe.groups=0 must be at least 1."),
+    (MoEConfig, {"sharing_table": [0]}, "moe.sharing=table and moe.sharing_table belong together"),
+    (MoEConfig, {"dropout": 1.0}, "moe.dropout=1.0 must lie in [0, 1)."),
+    (RouterConfig, {"jitter": 1.0}, "router.jitter=1.0 must be less than 1."),
+    (RouterConfig, {"gumbel": -1.0}, "router.gumbel=-1.0 must not be negative."),
+    (RouterConfig, {"scale": 0.0}, "router.scale=0.0 must be above 0."),
+    (RouterConfig, {"capacity_factor": 0.0}, "router.capacity_factor=0.0 must be above 0, or null"),
+    (RouterConfig, {"side_width": -1}, "router.side_width=-1 must not be negative."),
+    (LossConfig, {"z": -1.0}, "loss.z=-1.0 must not be negative."),
     (TrainConfig, {"model": NO_DECODERS}, "write loss.ctc_weight=1.0 or model.decoder.layers=1."),
     (TrainConfig, {"model": ONE_WAY}, "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1."),
     (FsddConfig, {"min_digits": 8}, "fsdd.min_digits=8 must lie between 1 and fsdd.max_digits=7."),
@@ -109,8 +125,8 @@ def test_impossible_options_are_refused(config: type, options: dict[str, Any], s
 def test_what_lies_at_the_limits_is_allowed() -> None:
     EncoderConfig(layers=1, kernel=1, causal=False)
     MoEConfig(num_experts=1, top_k=1)
-    TrainConfig(moe=MoEConfig(placement=Placement.both, num_experts=1, top_k=1))
-    TrainConfig(moe=MoEConfig(placement=Placement.none, top_k=1))
+    TrainConfig(moe=MoEConfig(placement="both", num_experts=1, top_k=1))
+    TrainConfig(moe=MoEConfig(placement="none", top_k=1))
     TrainConfig(model=NO_DECODERS, loss=LossConfig(ctc_weight=1.0))
     config = TrainConfig(model=ONE_WAY, loss=LossConfig(ctc_weight=0.0, reverse_weight=0.0))
     assert config.model.decoder.reverse_layers == 0

@@ -11,7 +11,6 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
 )
 from moe_asr.models.encoder import EncoderOutput
@@ -22,7 +21,7 @@ from moe_asr.models.u2pp import U2pp, build_model
 def make_model() -> Callable[..., U2pp]:
     """make_model(layers, reverse_layers, placement): untrained but opinionated, float64, evaluation mode, seed 0."""
 
-    def make(layers: int = 1, reverse_layers: int = 1, placement: Placement = Placement.none) -> U2pp:
+    def make(layers: int = 1, reverse_layers: int = 1, placement: str = "none") -> U2pp:
         torch.manual_seed(0)
         decoder = DecoderConfig(layers, reverse_layers, heads=2, ffn_width=24)
         config = ModelConfig(

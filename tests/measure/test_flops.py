@@ -13,7 +13,6 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
     Sharing,
 )
@@ -28,7 +27,7 @@ MODEL = ModelConfig(
     decoder=DecoderConfig(layers=2, reverse_layers=1, heads=4, ffn_width=40),
 )
 DENSE = MoEConfig()
-MIXED = MoEConfig(placement=Placement.both, sharing=Sharing.shared, num_experts=5, top_k=3)
+MIXED = MoEConfig(placement="both", sharing=Sharing.shared, num_experts=5, top_k=3)
 VOCABULARY, BINS = 11, 80
 
 

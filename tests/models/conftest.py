@@ -11,7 +11,6 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
     Sharing,
 )
@@ -20,8 +19,8 @@ from moe_asr.models.u2pp import U2pp, build_model
 
 KINDS = {
     "dense": MoEConfig(),
-    "per_layer": MoEConfig(Placement.both, Sharing.per_layer, num_experts=4, top_k=2),
-    "shared": MoEConfig(Placement.both, Sharing.shared, num_experts=4, top_k=2),
+    "per_layer": MoEConfig("both", Sharing.per_layer, num_experts=4, top_k=2),
+    "shared": MoEConfig("both", Sharing.shared, num_experts=4, top_k=2),
 }
 
 

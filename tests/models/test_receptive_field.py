@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_asr.modules.moe.routing import NOTHING
 from moe_asr.modules.subsampling import FACTOR, OVERLAP
 from moe_asr.tensors import Chunking, chunk_mask
 
@@ -107,12 +108,12 @@ def test_two_hours_in_constant_memory(make_model):
     positions = torch.arange(first, encoded)
     x = model.encoder.subsampling(model.encoder.cmvn(window))
     mask, valid = chunk_mask(positions, positions, chunking), torch.ones(1, stretch, dtype=torch.bool)
-    masked, *_ = model.encoder._layers(x, positions, valid, mask, model.routers)
+    masked, *_ = model.encoder._layers(x, positions, valid, mask, model.routers, NOTHING)
     streamed = torch.cat(last, 1)[:, -4 * size :]
     assert streamed.shape[1] == 4 * size
     assert (streamed - masked[:, -4 * size :]).abs().max() < 1e-10
     # The same features at the positions of a fresh stream give something else.
-    fresh, *_ = model.encoder._layers(x, positions - first, valid, mask, model.routers)
+    fresh, *_ = model.encoder._layers(x, positions - first, valid, mask, model.routers, NOTHING)
     assert (streamed - fresh[:, -4 * size :]).abs().max() > 1e-6
 
 
@@ -126,6 +127,6 @@ def test_positions_beyond_any_table(make_model, batch):
     positions = torch.arange(first, first + 24)
     x = model.encoder.subsampling(model.encoder.cmvn(batch.features[:1]))
     mask, valid = chunk_mask(positions, positions, chunking), torch.ones(1, 24, dtype=torch.bool)
-    masked, *_ = model.encoder._layers(x, positions, valid, mask, model.routers)
+    masked, *_ = model.encoder._layers(x, positions, valid, mask, model.routers, NOTHING)
     assert output.frames.shape[1] == 24
     assert (output.frames - masked).abs().max() < 1e-10

@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -13,14 +14,13 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
-    RouterSoftmax,
+    RouterScore,
     Sharing,
 )
+from moe_asr.config.placement import moe_sites, sharing_table
 from moe_asr.errors import InputError
 from moe_asr.models.ctc import ctc_feasible
-from moe_asr.models.placement import moe_sites
 from moe_asr.models.u2pp import (
     build_model,
     draw_chunking,
@@ -28,9 +28,14 @@ from moe_asr.models.u2pp import (
     parameter_counts,
     teacher_forcing,
 )
-from moe_asr.modules.moe.losses import load_balance_loss
-from moe_asr.modules.moe.sharing import sharing_table
+from moe_asr.modules.moe.losses import balance
+from moe_asr.modules.moe.routing import Side
+from moe_asr.modules.moe.statistics import routing_sums
 from moe_asr.tensors import Chunking
+
+SWITCH = RouterConfig(normalize=False)
+SIGMOID, SIGMOID_RAW = RouterConfig(score=RouterScore.sigmoid), RouterConfig(score=RouterScore.sigmoid, normalize=False)
+KEYS = Side(keys=torch.tensor([11, 5, 8]))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -109,12 +114,13 @@ def test_infeasible_utterances_are_refused(make_model, batch):
 
 @pytest.mark.parametrize("sharing", list(Sharing))
 @pytest.mark.parametrize(
-    ("softmax", "top_k"), [(RouterSoftmax.after, 2), (RouterSoftmax.before, 1), (RouterSoftmax.before, 2)]
+    ("router", "top_k"), [(RouterConfig(), 2), (SWITCH, 1), (SWITCH, 2), (SIGMOID, 2), (SIGMOID_RAW, 1)]
 )
-def test_every_parameter_learns(make_model, batch, sharing, softmax, top_k):
-    moe = MoEConfig(Placement.both, sharing, num_experts=4, top_k=top_k)
-    model = make_model(moe, RouterConfig(softmax=softmax)).train()
-    model(batch)[0].total.backward()
+def test_every_parameter_learns(make_model, batch, sharing, router, top_k):
+    table = [0, 1, 1, 0, 2, 2] if sharing is Sharing.table else []
+    moe = MoEConfig("both", sharing, sharing_table=table, num_experts=4, top_k=top_k)
+    model = make_model(moe, router).train()
+    model(batch, side=KEYS)[0].total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         if "routers" in name:
@@ -133,18 +139,17 @@ def test_shared_routers_are_per_layer_routers_with_equal_weights(make_model, bat
         assert left.routing.expert_ids.equal(right.routing.expert_ids)
     one[0].total.backward()
     two[0].total.backward()
-    encoder = [n for site, n in per_layer.routers.table.items() if site.stack == "encoder"]
-    summed = sum(per_layer.routers.routers[n].project.weight.grad for n in encoder)
+    summed = sum(router.project.weight.grad for router in per_layer.routers.routers)
     assert (shared.routers.routers[0].project.weight.grad - summed).abs().max() < 1e-12
 
 
 def test_one_expert_is_the_dense_model(make_model, batch):
     dense = make_model()
-    single = make_model(MoEConfig(Placement.both, num_experts=1, top_k=1))
+    single = make_model(MoEConfig("both", num_experts=1, top_k=1))
     weights = dense.state_dict()
     for name in single.state_dict():
-        if ".experts." in name:
-            base, short = name.split(".experts.")
+        if ".banks.0." in name:
+            base, short = name.split(".banks.0.")
             weights[name] = weights.pop(f"{base}.w_{short[2:]}.{'weight' if short[0] == 'w' else 'bias'}")[None]
         elif name.startswith("routers"):
             weights[name] = single.state_dict()[name]
@@ -159,7 +164,7 @@ def test_activation_checkpointing_changes_no_gradient(make_model, batch):
         for layer in model.encoder.layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False) if on else layer.forward
         losses, trace = model(batch, Chunking(4))
-        load_balance_loss(trace).backward()
+        balance(routing_sums(trace)).mean().backward()
         gradients.append([model.routers.routers[0].project.weight.grad, losses.total.detach(), len(trace)])
     assert gradients[0][0].equal(gradients[1][0])
     assert gradients[0][0].abs().max() > 0
@@ -204,26 +209,71 @@ def test_short_utterances_are_drawn_safely(dynamic_left):
 
 def test_placement_and_sharing():
     model = ModelConfig(encoder=EncoderConfig(layers=2), decoder=DecoderConfig(layers=2, reverse_layers=1))
-    assert moe_sites(model, Placement.none) == ()
-    encoder, decoder = moe_sites(model, Placement.encoder), moe_sites(model, Placement.decoder)
+    assert moe_sites(model, "none") == moe_sites(model, None) == ()
+    encoder, decoder = moe_sites(model, "encoder"), moe_sites(model, "decoder")
     assert [str(s) for s in encoder] == [f"encoder.0{i}.ffn_{slot}" for i in (0, 1) for slot in ("in", "out")]
     assert [str(s) for s in decoder] == [
         f"{n}.ffn_out" for n in ("left_to_right.00", "left_to_right.01", "right_to_left.00")
     ]
-    both = moe_sites(model, Placement.both)
+    both = moe_sites(model, "both")
     assert both == encoder + decoder
-    assert sharing_table(both, Sharing.per_layer) == tuple(range(7))
-    assert sharing_table(both, Sharing.shared) == (0, 0, 0, 0, 1, 1, 2)
+    assert sharing_table(both, MoEConfig()) == tuple(range(7))
+    assert sharing_table(both, MoEConfig(sharing=Sharing.shared)) == (0,) * 7
+    assert sharing_table(both, MoEConfig(sharing=Sharing.per_stack)) == (0, 0, 0, 0, 1, 1, 2)
+    assert sharing_table(both, MoEConfig(sharing=Sharing.per_slot)) == (0, 1, 0, 1, 2, 2, 3)
+    assert sharing_table(both, MoEConfig(sharing=Sharing.grouped, groups=3)) == (0, 0, 0, 1, 1, 2, 2)
+    table = [5, 5, 2, 2, 5, 7, 7]
+    assert sharing_table(both, MoEConfig(sharing=Sharing.table, sharing_table=table)) == (0, 0, 1, 1, 0, 2, 2)
+    with pytest.raises(InputError, match="2 numbers for 7 MoE sites"):
+        sharing_table(both, MoEConfig(sharing=Sharing.table, sharing_table=[0, 1]))
+    with pytest.raises(InputError, match=r"moe\.groups=9 is more than the 7 MoE sites"):
+        sharing_table(both, MoEConfig(sharing=Sharing.grouped, groups=9))
+    assert sharing_table((), MoEConfig(sharing=Sharing.grouped)) == ()
+
+
+@pytest.mark.parametrize(
+    ("placement", "expected"),
+    [
+        ("encoder.ffn_in", ["e0i", "e1i", "e2i", "e3i"]),
+        ("encoder.2", ["e2i", "e2o"]),
+        ("encoder.1-2.ffn_out", ["e1o", "e2o"]),
+        ("encoder.every2.ffn_out", ["e1o", "e3o"]),
+        ("both.every2", ["e1i", "e1o", "e3i", "e3o", "l1o", "r1o"]),
+        ("right_to_left+encoder.0.ffn_in", ["e0i", "r0o", "r1o"]),
+        ("decoder.0", ["l0o", "r0o"]),
+        ("encoder+encoder.3", ["e0i", "e0o", "e1i", "e1o", "e2i", "e2o", "e3i", "e3o"]),
+    ],
+)
+def test_placements_are_patterns(placement, expected):
+    model = ModelConfig(encoder=EncoderConfig(layers=4), decoder=DecoderConfig(layers=2, reverse_layers=2))
+    assert [f"{s.stack[0]}{s.layer}{s.slot[4]}" for s in moe_sites(model, placement)] == expected
+
+
+@pytest.mark.parametrize(
+    ("placement", "sentence"),
+    [
+        ("encodr", "'encodr', which is not STACK"),
+        ("encoder.ffn", "'encoder.ffn', which is not STACK"),
+        ("encoder+", "the term ''"),
+        ("encoder.7", "names 'encoder.7', which this model has not"),
+        ("decoder.ffn_in", "names 'decoder.ffn_in', which this model has not"),
+        ("encoder.every9", "names 'encoder.every9'"),
+        ("encoder.every0", "names 'encoder.every0'"),
+    ],
+)
+def test_a_placement_that_chooses_nothing_is_refused(placement, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        moe_sites(ModelConfig(encoder=EncoderConfig(layers=4)), placement)
 
 
 def test_a_state_dict_holds_each_router_once(make_model):
     routers = [name for name in make_model("shared").state_dict() if "router" in name]
-    assert routers == [f"routers.routers.{i}.project.weight" for i in range(3)]
+    assert routers == ["routers.routers.0.project.weight"]
 
 
 @pytest.mark.parametrize(
     ("moe", "total", "active"),
-    [(MoEConfig(), 225.7, 225.7), (MoEConfig(Placement.both, num_experts=8, top_k=2), 1052.4, 344.0)],
+    [(MoEConfig(), 225.7, 225.7), (MoEConfig("both", num_experts=8, top_k=2), 1052.4, 344.0)],
     ids=["dense", "moe"],
 )
 def test_parameter_counts_of_the_published_shapes(moe, total, active):

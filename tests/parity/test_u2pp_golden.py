@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import moe_asr
-from moe_asr.config.model import RouterSoftmax
+from moe_asr.config.model import RouterConfig
+from moe_asr.config.placement import MoESite
 from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.interop.wenet import import_wenet, wenet_names
 from moe_asr.models.batch import Batch
@@ -25,7 +26,6 @@ from moe_asr.modules.feed_forward import ACTIVATIONS
 from moe_asr.modules.moe.experts import Experts
 from moe_asr.modules.moe.layer import MoEFeedForward
 from moe_asr.modules.moe.routers import TopKRouter
-from moe_asr.modules.moe.routing import MoESite
 from moe_asr.modules.positions import sinusoids
 from moe_asr.tensors import Chunking
 
@@ -79,7 +79,7 @@ def worst(ours: Tensor, theirs: np.ndarray, lengths: Tensor | None = None) -> fl
 
 def parts(tensor: Tensor, ours: str, names: tuple[str, ...]) -> tuple[Tensor, ...]:
     """One tensor of ours as the reference's."""
-    return tensor.unbind() if ".experts." in ours else tensor.chunk(len(names))
+    return tensor.unbind() if ".banks." in ours else tensor.chunk(len(names))
 
 
 def contexts(golden: Golden, pattern: str) -> list[tuple[str, Chunking]]:
@@ -247,16 +247,17 @@ def test_a_layer_of_experts() -> None:
         for name, array in compact_golden.read(compact_golden.HERE / "moe_layer.xz").items()
     }
     hidden, width = arrays[f"{arrays['kept'][0]}.w_1.weight"].shape
-    router = TopKRouter(width, 8, 2, RouterSoftmax.after)
+    router = TopKRouter(width, 8, 2, RouterConfig())
     router.project.weight.copy_(arrays["router"])
-    experts = Experts(8, width, hidden, ACTIVATIONS["swish"], 0.0)
+    layer = MoEFeedForward([hidden] * 8, lambda count, size: Experts(count, width, size, ACTIVATIONS["swish"], 0.0))
+    experts = layer.banks[0]
     for stack, name in (("w_in", "w_1.weight"), ("b_in", "w_1.bias"), ("w_out", "w_2.weight"), ("b_out", "w_2.bias")):
         getattr(experts, stack).fill_(torch.nan)
         for expert in arrays["kept"].tolist():
             getattr(experts, stack)[expert] = arrays[f"{expert}.{name}"]
     x = arrays["in"].unsqueeze(0)
     site = MoESite("encoder", 0, "ffn_in")
-    y, routing = MoEFeedForward(experts)(x, torch.ones(x.shape[:2], dtype=torch.bool), site, router)
+    y, routing = layer(x, torch.ones(x.shape[:2], dtype=torch.bool), site, router)
     assert routing is not None
     assert x.shape[1] == 15
     assert worst(routing.logits[0], arrays["logits"].numpy()) < 1e-5

@@ -10,7 +10,7 @@ from typing import Any
 from lhotse.cut import Cut
 
 from moe_asr.analysis.latency import BLOCK_SECONDS, watch
-from moe_asr.analysis.load import SiteLoad, expert_load, merge
+from moe_asr.analysis.load import measured
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import TokenUnit
 from moe_asr.config.decode import DecodeConfig, DecodeMode
@@ -24,6 +24,7 @@ from moe_asr.measure.latency import Latencies, latencies, latency_result
 from moe_asr.measure.normalize import normalizer
 from moe_asr.measure.results import Scored, test_set_result
 from moe_asr.measure.rtf import TimedBatch, speed_receipt, timed
+from moe_asr.modules.moe.statistics import RoutingSums
 from moe_asr.runs.directory import write_atomically
 from moe_asr.runs.recognizer import Recognizer
 
@@ -106,7 +107,7 @@ def evaluate_set(
     texts: dict[str, str] = {}
     times: list[TimedBatch] = []
     problems: list[Problem] = []
-    load: dict[str, SiteLoad] = {}
+    routed: RoutingSums | None = None
     for group in similar(cuts, decode.batch, decode.batch_seconds):
         samples, unreadable = read_all(group, rate)
         problems += unreadable
@@ -118,7 +119,7 @@ def evaluate_set(
         seconds = sum(map(len, waveforms)) / rate
         (found, routing), time = timed(partial(recognizer.decode, waveforms, decode), seconds, recognizer.device)
         times.append(time)
-        load = merge(load, expert_load(routing))
+        routed = measured(routing, routed)
         texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
         for i, waveform in samples.items() if latency else ():
             shown, time = timed(partial(watch, recognizer, waveform, decode), len(waveform) / rate, recognizer.device)
@@ -143,7 +144,10 @@ def evaluate_set(
         "decode": to_plain(decode),
         "unreadable": [asdict(problem) for problem in problems],
         "outside_tokenizer": sum(bool(recognizer.tokenizer.unknown(s.reference)) for s in scored),
-        "experts": {site: [round(share, 4) for share in of.shares.tolist()] for site, of in load.items()},
+        "experts": {
+            str(site): [round(share, 4) for share in load]
+            for site, load in (zip(routed.sites, routed.load.tolist(), strict=True) if routed else ())
+        },
     }
 
 

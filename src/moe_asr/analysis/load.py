@@ -1,61 +1,33 @@
-"""How much each expert is used, and how sure the router is: sums over traces, so batches and ranks simply add up."""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+"""How much each expert is used, and how sure the router is: figures from the sums over routing traces."""
 
 from moe_asr.modules.moe.routing import RoutingTrace
+from moe_asr.modules.moe.statistics import RoutingSums, routing_sums
 
 
-@dataclass(frozen=True)
-class SiteLoad:
-    """counts (E,): assignments per expert; entropy: summed router entropy in nats; positions: valid positions."""
-
-    counts: Tensor
-    entropy: float
-    positions: int
-
-    def __add__(self, other: "SiteLoad") -> "SiteLoad":
-        return SiteLoad(self.counts + other.counts, self.entropy + other.entropy, self.positions + other.positions)
-
-    @property
-    def shares(self) -> Tensor:
-        """(E,) share of the assignments that each expert got; they sum to 1."""
-        return self.counts.double() / self.counts.sum().clamp(min=1)
+def measured(trace: RoutingTrace, before: RoutingSums | None = None) -> RoutingSums | None:
+    """`before` and the sums of this trace, without gradients, in float64 on the CPU; None for a dense model."""
+    sums = routing_sums(trace)
+    if sums is None:
+        return before
+    now = RoutingSums(sums.sites, sums.values.detach().cpu().double())
+    return now if before is None else before + now
 
 
-ExpertLoad = Mapping[str, SiteLoad]
-
-
-def expert_load(trace: RoutingTrace) -> dict[str, SiteLoad]:
-    """The load of every site of a trace; padding and empty slots (id -1) are not counted."""
-    loads = {}
-    for site_trace in trace:
-        routing, valid = site_trace.routing, site_trace.valid
-        experts = routing.logits.shape[-1]
-        ids = routing.expert_ids[valid]
-        counts = torch.bincount(ids[ids >= 0].flatten(), minlength=experts).cpu()
-        log_p = routing.logits[valid].double().log_softmax(-1)
-        entropy = float(-(log_p.exp() * log_p).sum())
-        loads[str(site_trace.site)] = SiteLoad(counts, entropy, int(valid.sum()))
-    return loads
-
-
-def merge(one: ExpertLoad, other: ExpertLoad) -> dict[str, SiteLoad]:
-    merged = dict(one)
-    for site, load in other.items():
-        merged[site] = merged[site] + load if site in merged else load
-    return merged
-
-
-def load_metrics(loads: ExpertLoad) -> dict[str, float]:
-    """Per site the largest share and the mean router entropy in nats; over all sites the experts never used."""
-    metrics = {}
-    for site, load in loads.items():
-        metrics[f"routing/{site}/load_max"] = float(load.shares.max())
-        metrics[f"routing/{site}/entropy"] = load.entropy / max(load.positions, 1)
-    if loads:
-        metrics["routing/dead_experts"] = float(sum(int((load.counts == 0).sum()) for load in loads.values()))
-    return metrics
+def load_metrics(sums: RoutingSums | None) -> dict[str, float]:
+    """What is logged of every site, and over all sites; README explains each figure."""
+    if sums is None:
+        return {}
+    load, positions = sums.load, sums.per_position[:, 0]
+    figures = {
+        "load_max": load.amax(-1),
+        "load_min": load.amin(-1),
+        "load_cv": load.std(-1, correction=0) / load.mean(-1).clamp(min=1e-12),
+        "entropy": sums.entropy / positions,
+        "dropped": sums.dropped / (sums.dropped + sums.counts.sum(-1)).clamp(min=1),
+    }
+    by_site = {
+        f"routing/{site}/{name}": float(value)
+        for name, values in figures.items()
+        for site, value in zip(sums.sites, values.tolist(), strict=True)
+    }
+    return {**by_site, "routing/dead_experts": float((sums.counts == 0).sum())}

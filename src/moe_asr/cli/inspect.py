@@ -10,10 +10,9 @@ SECONDS, TOKENS_PER_SECOND = 12, 4
 def run(config: InspectConfig) -> None:
     import torch
 
+    from moe_asr.config.placement import moe_sites, sharing_table
     from moe_asr.measure import flops
-    from moe_asr.models.placement import moe_sites
     from moe_asr.models.u2pp import build_model, parameter_counts
-    from moe_asr.modules.moe.sharing import sharing_table
     from moe_asr.modules.subsampling import frame_lengths
     from moe_asr.tensors import Chunking
 
@@ -31,7 +30,7 @@ def run(config: InspectConfig) -> None:
         print(f"{name:<12} {sum(p.numel() for p in part.parameters()) / 1e6:10.3f} M parameters")
     print(f"{'total':<12} {total / 1e6:10.3f} M, {active / 1e6:.3f} M active at a position, {config.vocab_size} tokens")
     sites = moe_sites(config.model, config.moe.placement)
-    table = sharing_table(sites, config.moe.sharing)
+    table = sharing_table(sites, config.moe)
     print(f"{len(sites)} MoE sites" + (f", {config.moe.num_experts} experts, top {config.moe.top_k}:" if sites else ""))
     for site, router in zip(sites, table, strict=True):
         print(f"  {site!s:<28} router {router}")

@@ -103,28 +103,44 @@ class ModelConfig:
         )
 
 
-class Placement(StrEnum):
-    """Which feed-forward sites are MoE layers."""
-
-    none = "none"
-    encoder = "encoder"
-    decoder = "decoder"
-    both = "both"
-
-
 class Sharing(StrEnum):
-    """Which router serves which site: its own (Switch, U2++ MoE) or one for all of a stack (Omni)."""
+    """Which router serves which site; a shared router is shared weights, applied to each layer's own input."""
 
     per_layer = "per_layer"
+    """Each site has its own (Switch, U2++ MoE)."""
     shared = "shared"
+    """One for all (Omni)."""
+    per_stack = "per_stack"
+    """One for the encoder, one for each decoder."""
+    per_slot = "per_slot"
+    """One for each kind of site: encoder ffn_in, encoder ffn_out, each decoder."""
+    grouped = "grouped"
+    """`groups` runs of neighbouring sites, in network order."""
+    table = "table"
+    """As `sharing_table` says."""
 
 
 @dataclass
 class MoEConfig:
-    placement: Placement = Placement.none
+    placement: str | None = None
+    """Which feed-forward layers are MoE: none, encoder, decoder, both, or terms STACK[.LAYERS][.SLOT] joined by +."""
     sharing: Sharing = Sharing.per_layer
+    groups: int = 2
+    """Routers of sharing=grouped."""
+    sharing_table: list[int] = field(default_factory=list)
+    """The router of each site, for sharing=table, e.g. [0,0,1,1]."""
     num_experts: int = 8
     top_k: int = 2
+    expert_width: int | None = None
+    """Hidden width of each expert; null = ffn_width of its stack."""
+    expert_widths: list[int] = field(default_factory=list)
+    """One for each expert where they differ; 0 = a null expert, which contributes nothing and costs nothing."""
+    shared_experts: int = 0
+    """Experts beside these that every position visits."""
+    activation: Activation | None = None
+    """Of the experts; null = that of their stack."""
+    dropout: float | None = None
+    """Within the experts; null = that of their stack."""
 
     def __post_init__(self) -> None:
         require(self.num_experts >= 1, f"moe.num_experts={self.num_experts} must be at least 1.")
@@ -132,27 +148,89 @@ class MoEConfig:
             1 <= self.top_k <= self.num_experts,
             f"moe.top_k={self.top_k} must lie between 1 and moe.num_experts={self.num_experts}.",
         )
+        require(
+            self.expert_width is None or self.expert_width >= 1,
+            f"moe.expert_width={self.expert_width} must be at least 1, or null for the stack's ffn_width.",
+        )
+        require(
+            not self.expert_widths or len(self.expert_widths) == self.num_experts,
+            f"moe.expert_widths has {len(self.expert_widths)} numbers for moe.num_experts={self.num_experts}.",
+        )
+        require(
+            not self.expert_widths or self.expert_width is None,
+            "moe.expert_widths and moe.expert_width contradict each other; give one of them.",
+        )
+        require(
+            all(width >= 0 for width in self.expert_widths) and (not self.expert_widths or any(self.expert_widths)),
+            f"moe.expert_widths={self.expert_widths} must not be negative, nor all 0.",
+        )
+        require(self.shared_experts >= 0, f"moe.shared_experts={self.shared_experts} must not be negative.")
+        require(self.groups >= 1, f"moe.groups={self.groups} must be at least 1.")
+        require(
+            (self.sharing is Sharing.table) == bool(self.sharing_table),
+            "moe.sharing=table and moe.sharing_table belong together; give both, or neither.",
+        )
+        require(self.dropout is None or 0 <= self.dropout < 1, f"moe.dropout={self.dropout} must lie in [0, 1).")
 
 
-class RouterSoftmax(StrEnum):
-    before = "before"
-    """Over all experts, before the top-k selection: the weights are the raw probabilities of the chosen (Switch)."""
-    after = "after"
-    """Over the chosen logits only (U2++ MoE): the weights of a position sum to 1."""
+class RouterLogits(StrEnum):
+    """Where the preference of a position for each expert comes from."""
+
+    linear = "linear"
+    """A learned linear map of the layer's input."""
+    frozen = "frozen"
+    """A random linear map that is never trained: a control."""
+    position = "position"
+    """The position modulo the number of experts, whatever is said: a control."""
+
+
+class RouterScore(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    """Each expert by itself (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
 
 
 @dataclass
 class RouterConfig:
-    name: str = "topk"
-    softmax: RouterSoftmax = RouterSoftmax.after
+    logits: RouterLogits = RouterLogits.linear
+    score: RouterScore = RouterScore.softmax
+    normalize: bool = True
+    """Weights of a position sum to 1: the softmax after the selection (U2++ MoE); false: raw, before it (Switch)."""
+    scale: float = 1.0
+    """Factor of all weights."""
+    jitter: float = 0.0
+    """Training: logits times a random number within 1 - jitter and 1 + jitter."""
+    gumbel: float = 0.0
+    """Training: temperature of Gumbel noise added to the logits before the selection."""
+    capacity_factor: float | None = None
+    """Training: an expert takes at most this times its even share of a batch, the rest is dropped; null = none is."""
+    balance_rate: float = 0.0
+    """Step of the balance bias of each site, which moves selection alone towards idle experts (arXiv 2408.15664)."""
+    side_width: int = 0
+    """Width of an embedding of the utterance, speaker or language that callers give the router beside its input."""
 
     def __post_init__(self) -> None:
-        require(self.name == "topk", f"router.name={self.name} is not known; write router.name=topk.")
+        for name in ("jitter", "gumbel", "balance_rate"):
+            require(getattr(self, name) >= 0, f"router.{name}={getattr(self, name)} must not be negative.")
+        require(self.jitter < 1, f"router.jitter={self.jitter} must be less than 1.")
+        require(self.scale > 0, f"router.scale={self.scale} must be above 0.")
+        require(self.side_width >= 0, f"router.side_width={self.side_width} must not be negative.")
+        require(
+            self.capacity_factor is None or self.capacity_factor > 0,
+            f"router.capacity_factor={self.capacity_factor} must be above 0, or null to drop nothing.",
+        )
+
+
+AUXILIARY = ("balance", "importance", "z", "entropy", "sparsity", "compute")
+"""The router losses of `LossConfig`."""
 
 
 @dataclass
 class LossConfig:
-    """``ctc_weight * CTC + (1 - ctc_weight) * ((1 - reverse_weight) * L2R + reverse_weight * R2L)`` (U2++)."""
+    """``ctc_weight * CTC + (1 - ctc_weight) * ((1 - reverse_weight) * L2R + reverse_weight * R2L)`` (U2++).
+
+    Plus, with their weights, the router losses, each averaged over sites.
+    """
 
     ctc_weight: float = 0.3
     reverse_weight: float = 0.3
@@ -160,13 +238,26 @@ class LossConfig:
     length_normalized: bool = False
     """Divide the attention loss by the target tokens instead of the utterances."""
     balance: float = 0.0
-    """Weight of the Switch load-balance loss, averaged over sites."""
+    """Weight of the Switch load-balance loss."""
+    importance: float = 0.0
+    """Of the mean-importance loss: squared mean probabilities."""
+    z: float = 0.0
+    """Of the router z-loss: squared log normaliser."""
+    entropy: float = 0.0
+    """Of the entropy of each decision; negative to favour unsure routers."""
+    sparsity: float = 0.0
+    """Of the L1 norm of each decision's probabilities, scaled to unit length."""
+    compute: float = 0.0
+    """Of the expected cost of a position beyond `compute_budget`."""
+    compute_budget: float = 1.0
+    """Share of the widest expert's cost that is free."""
 
     def __post_init__(self) -> None:
         for name in ("ctc_weight", "reverse_weight", "label_smoothing"):
             value = getattr(self, name)
             require(0.0 <= value <= 1.0, f"loss.{name}={value} must lie between 0 and 1.")
-        require(self.balance >= 0, f"loss.balance={self.balance} must not be negative.")
+        for name in ("balance", "importance", "z", "sparsity", "compute", "compute_budget"):
+            require(getattr(self, name) >= 0, f"loss.{name}={getattr(self, name)} must not be negative.")
 
 
 @dataclass

@@ -6,15 +6,16 @@ from enum import StrEnum
 from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig, FeaturesConfig, TokenizerConfig
 from moe_asr.config.decode import DecodeConfig
 from moe_asr.config.model import (
+    AUXILIARY,
     ChunkConfig,
     LossConfig,
     ModelConfig,
     MoEConfig,
-    Placement,
     RouterConfig,
-    RouterSoftmax,
+    RouterLogits,
     require,
 )
+from moe_asr.config.placement import moe_sites, sharing_table
 
 
 class Accelerator(StrEnum):
@@ -151,16 +152,20 @@ class TrainConfig:
             self.model.encoder.causal or not self.chunk.dynamic,
             "model.encoder.causal=false looks ahead, which chunks forbid: write chunk.dynamic=false too.",
         )
-        learned = self.moe.placement is not Placement.none
+        sites = moe_sites(self.model, self.moe.placement)
+        sharing_table(sites, self.moe)
+        auxiliary = any(getattr(self.loss, name) for name in AUXILIARY)
+        configured = auxiliary or (self.moe, self.router) != (MoEConfig(), RouterConfig())
         require(
-            not (
-                learned
-                and self.moe.top_k == 1
-                and self.router.softmax is RouterSoftmax.after
-                and self.moe.num_experts > 1
-            ),
-            "moe.top_k=1 with router.softmax=after gives every weight the value 1 and the router no gradient; "
-            "write router.softmax=before or moe.top_k=2.",
+            self.moe.placement is not None or not configured,
+            "A router is configured, but there is no MoE layer: say where with moe.placement=encoder, decoder or "
+            "both, or moe.placement=none for a dense model.",
+        )
+        starved = self.moe.top_k == 1 and self.router.normalize and self.moe.num_experts > 1
+        require(
+            not (sites and starved and self.router.logits is RouterLogits.linear),
+            "moe.top_k=1 with router.normalize=true gives every weight the value 1 and the router no gradient; "
+            "write router.normalize=false (router=switch) or moe.top_k=2.",
         )
         require(
             self.loss.ctc_weight == 1.0 or self.model.decoder.layers > 0,

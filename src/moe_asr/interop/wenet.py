@@ -44,7 +44,7 @@ RENAMED = [
         (r"norm_ffn\b", "norm3"),
         (r"ffn_in", "feed_forward_macaron"),
         (r"ffn_out", "feed_forward"),
-        (r"\.experts\.([wb])_(in|out)$", r".experts.*.\1_\2"),
+        (r"\.banks\.0\.([wb])_(in|out)$", r".experts.*.\1_\2"),
         (r"\.w_in\b", ".w_1"),
         (r"\.w_out\b", ".w_2"),
         (r"(\*\.w_\d)$", r"\1.weight"),
@@ -106,7 +106,7 @@ def convert(model: AsrModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
             raise InputError(f"the checkpoint {problem} {', '.join(found[:3])}{more}; give the YAML it was made with.")
     weights = {}
     for ours, own in model.state_dict().items():
-        stacked = ".experts." in ours
+        stacked = ".banks." in ours
         shape = own.shape[1:] if stacked else (own.shape[:1].numel() // len(names[ours]), *own.shape[1:])
         shape = own.shape if own.ndim == 0 else (*shape, 1) if ".pointwise_" in ours and own.ndim == 2 else shape
         for name in names[ours]:

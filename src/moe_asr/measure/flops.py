@@ -5,8 +5,8 @@ softmax and the beam are not counted. Attention counts every pair that is comput
 """
 
 from moe_asr.config.model import ModelConfig, MoEConfig
+from moe_asr.config.placement import moe_sites
 from moe_asr.models.encoder import FULL_CONTEXT
-from moe_asr.models.placement import moe_sites
 from moe_asr.modules.subsampling import FACTOR, OVERLAP, frame_lengths
 from moe_asr.tensors import Chunking
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_asr.config.model import DecoderConfig
+from moe_asr.config.placement import MoESite
 from moe_asr.models.encoder import NO_ROUTERS, EncoderOutput
 from moe_asr.modules.attention import CrossAttention, SelfAttention
 from moe_asr.modules.dropout import Dropout
-from moe_asr.modules.moe.routing import MoESite, RoutingTrace, SiteTrace
+from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side, SiteTrace
 from moe_asr.modules.moe.sharing import Routers
 from moe_asr.modules.positions import AbsolutePositions
 from moe_asr.tensors import lengths_to_mask
@@ -49,6 +50,7 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         mask: Tensor | None,
         routers: Routers,
+        side: Side,
         cache: Tensor | None,
     ) -> tuple[Tensor, RoutingTrace, Tensor]:
         """x (H,U,d), memory of B utterances: H / B adjoining rows each -> (H,U,d), routing, self-attention cache."""
@@ -56,7 +58,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(y)
         queries = self.norm_cross(x).reshape(len(memory), -1, x.shape[-1])  # one long row per utterance
         x = x + self.dropout(self.cross_attention(queries, memory, mask).view_as(x))
-        y, routing = self.ffn_out(self.norm_ffn(x), valid, self.site, routers.get(self.site))
+        y, routing = self.ffn_out(self.norm_ffn(x), valid, self.site, routers.get(self.site), side)
         trace = () if routing is None else (SiteTrace(self.site, routing, valid),)
         return x + self.dropout(y), trace, cache
 
@@ -101,31 +103,37 @@ class Decoder(nn.Module):
         memory: Memory,
         rows: Tensor | None = None,
         routers: Routers = NO_ROUTERS,
+        side: Side = NOTHING,
     ) -> tuple[Tensor, RoutingTrace]:
         """tokens (H,U) that begin with the start token, token_lengths (H,) -> logits (H,U,V) of the next token each.
 
         rows (H,): the utterance of each hypothesis; None: the utterances in order, with as many adjoining hypotheses
-        each, which then share keys and values without a copy. Padding may be any valid token.
+        each, which then share keys and values without a copy. Padding may be any valid token. side: of the utterances.
         """
-        memory = memory if rows is None else memory.select(rows)
+        if rows is not None:
+            memory, side = memory.select(rows), side.select(rows)
         valid = lengths_to_mask(token_lengths, tokens.shape[1])
-        x, trace, _ = self._run(tokens, valid, memory, (None,) * len(self.layers), 0, routers)
+        x, trace, _ = self._run(tokens, valid, memory, (None,) * len(self.layers), 0, routers, side)
         return self.output(self.norm(x)), trace
 
     def start(self, hypotheses: int) -> DecoderState:
         return tuple(layer.self_attention.empty_cache(hypotheses) for layer in self.layers)
 
     def step(
-        self, tokens: Tensor, memory: Memory, state: DecoderState, routers: Routers = NO_ROUTERS
+        self,
+        tokens: Tensor,
+        memory: Memory,
+        state: DecoderState,
+        routers: Routers = NO_ROUTERS,
+        side: Side = NOTHING,
     ) -> tuple[Tensor, DecoderState]:
         """The newest token (H,) of each hypothesis, the start token first -> logits (H,V) of the next, and the state.
 
         The utterances in order have as many adjoining hypotheses each.
         """
         tokens = tokens.unsqueeze(1)
-        x, _, state = self._run(
-            tokens, torch.ones_like(tokens, dtype=torch.bool), memory, state, state[0].shape[1], routers
-        )
+        valid = torch.ones_like(tokens, dtype=torch.bool)
+        x, _, state = self._run(tokens, valid, memory, state, state[0].shape[1], routers, side)
         return self.output(self.norm(x[:, 0])), state
 
     def _run(
@@ -136,15 +144,17 @@ class Decoder(nn.Module):
         state: Sequence[Tensor | None],
         first: int,
         routers: Routers,
+        side: Side,
     ) -> tuple[Tensor, RoutingTrace, DecoderState]:
         """tokens (H,U), of which the first is at position `first`, after the last layer."""
         positions = first + torch.arange(tokens.shape[1], device=tokens.device)
         past = torch.arange(first + tokens.shape[1], device=tokens.device) <= positions.unsqueeze(1)
         x = self.positions(self.embedding(tokens), positions)
+        side = side.at(positions, repeats=len(tokens) // len(memory.layers[0]))
         trace: RoutingTrace = ()
         after = []
         for layer, kv, cache in zip(self.layers, memory.layers, state, strict=True):
-            x, decided, cache = layer(x, valid, past, kv, memory.mask, routers, cache)
+            x, decided, cache = layer(x, valid, past, kv, memory.mask, routers, side, cache)
             trace += decided
             after.append(cache)
         return x, trace, tuple(after)

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.config.model import EncoderConfig
+from moe_asr.config.placement import MoESite
 from moe_asr.errors import InputError
 from moe_asr.modules.attention import RelativeSelfAttention
 from moe_asr.modules.cmvn import Cmvn
 from moe_asr.modules.convolution import ConvolutionModule
 from moe_asr.modules.dropout import Dropout
-from moe_asr.modules.moe.routing import MoESite, RoutingTrace, SiteTrace, concatenate
+from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side, SiteTrace, concatenate
 from moe_asr.modules.moe.sharing import Routers
 from moe_asr.modules.positions import RelativePositions
 from moe_asr.modules.subsampling import FACTOR, OVERLAP, Subsampling, frame_lengths
@@ -81,17 +82,18 @@ class EncoderLayer(nn.Module):
         valid: Tensor,
         mask: Tensor | None,
         routers: Routers,
+        side: Side,
         state: LayerState | None,
     ) -> tuple[Tensor, RoutingTrace, LayerState]:
         """x (B,N,d) -> (B,N,d), the routing of this layer's MoE sites, and the state with the new frames appended."""
         cache, history = (None, None) if state is None else (state[:3], state[3])
-        y, routing_in = self.ffn_in(self.norm_ffn_in(x), valid, self.sites[0], routers.get(self.sites[0]))
+        y, routing_in = self.ffn_in(self.norm_ffn_in(x), valid, self.sites[0], routers.get(self.sites[0]), side)
         x = torch.add(x, self.dropout(y), alpha=0.5)
         y, cache = self.attention(self.norm_attention(x), positions, mask, cache)
         x = x + self.dropout(y)
         y, history = self.convolution(self.norm_convolution(x), valid, history)
         x = x + self.dropout(y)
-        y, routing_out = self.ffn_out(self.norm_ffn_out(x), valid, self.sites[1], routers.get(self.sites[1]))
+        y, routing_out = self.ffn_out(self.norm_ffn_out(x), valid, self.sites[1], routers.get(self.sites[1]), side)
         x = self.norm(torch.add(x, self.dropout(y), alpha=0.5))
         decided = zip(self.sites, (routing_in, routing_out), strict=True)
         trace = tuple(SiteTrace(site, routing, valid) for site, routing in decided if routing is not None)
@@ -120,6 +122,7 @@ class Encoder(nn.Module):
         chunking: Chunking = FULL_CONTEXT,
         routers: Routers = NO_ROUTERS,
         taps: Sequence[int] = (),
+        side: Side = NOTHING,
     ) -> EncoderOutput:
         """Whole utterances: features (B,T,F), feature_lengths (B,) -> frames (B,N,d).
 
@@ -136,7 +139,7 @@ class Encoder(nn.Module):
             mask = chunk_mask(positions, positions, chunking)
         if not bool(valid.all()):
             mask = valid[:, None, None] if mask is None else mask & valid[:, None, None]
-        x, trace, _, tapped = self._layers(x, positions, valid, mask, routers, taps=taps)
+        x, trace, _, tapped = self._layers(x, positions, valid, mask, routers, side, taps=taps)
         return EncoderOutput(x, lengths, trace, tapped)
 
     def start(self, streams: int, chunking: Chunking = FULL_CONTEXT) -> EncoderState:
@@ -153,6 +156,7 @@ class Encoder(nn.Module):
         state: EncoderState,
         routers: Routers = NO_ROUTERS,
         finish: Tensor | None = None,
+        side: Side = NOTHING,
     ) -> tuple[EncoderOutput, EncoderState]:
         """Takes any number of new feature frames per stream: features (B,T,F), feature_lengths (B,); 0 = idle.
 
@@ -172,7 +176,9 @@ class Encoder(nn.Module):
             take = ready.clamp(max=whole).where(finish | (ready >= whole) & (state.chunking.size is not None), 0)
             if not bool(take.any()):
                 break
-            output, state = self._chunk(_cut(pending, used, FACTOR * int(take.max()) + OVERLAP), take, state, routers)
+            output, state = self._chunk(
+                _cut(pending, used, FACTOR * int(take.max()) + OVERLAP), take, state, routers, side
+            )
             outputs.append(output)
             used = used + FACTOR * take
         waiting = (waiting - used).masked_fill(finish, 0)
@@ -191,7 +197,7 @@ class Encoder(nn.Module):
         return output, EncoderState(state.chunking, rest, waiting, positions, layers)
 
     def _chunk(
-        self, window: Tensor, take: Tensor, state: EncoderState, routers: Routers
+        self, window: Tensor, take: Tensor, state: EncoderState, routers: Routers, side: Side
     ) -> tuple[EncoderOutput, EncoderState]:
         """One chunk of every stream, of which `take` (B,) frames are real."""
         x = self.subsampling(self.cmvn(window))
@@ -200,7 +206,9 @@ class Encoder(nn.Module):
         positions = state.positions.unsqueeze(1) + offsets  # (B, cached + size)
         seen = (positions >= 0) & (offsets < take.unsqueeze(1))
         mask = None if bool(seen.all()) else seen[:, None, None]
-        x, trace, layers, _ = self._layers(x, positions[:, cached:], seen[:, cached:], mask, routers, state.layers)
+        x, trace, layers, _ = self._layers(
+            x, positions[:, cached:], seen[:, cached:], mask, routers, side, state.layers
+        )
         keep = int((state.positions + take).max())
         if state.chunking.size is not None and state.chunking.left is not None:
             keep = min(keep, state.chunking.left * state.chunking.size)
@@ -219,14 +227,16 @@ class Encoder(nn.Module):
         valid: Tensor,
         mask: Tensor | None,
         routers: Routers,
+        side: Side,
         states: Sequence[LayerState] | None = None,
         taps: Sequence[int] = (),
     ) -> tuple[Tensor, RoutingTrace, tuple[LayerState, ...], dict[int, Tensor]]:
         x, sinusoids = self.positions(x, positions)
+        side = side.at(positions)
         trace: RoutingTrace = ()
         appended, tapped = [], {}
         for i, layer in enumerate(self.layers):
-            x, decided, state = layer(x, sinusoids, valid, mask, routers, None if states is None else states[i])
+            x, decided, state = layer(x, sinusoids, valid, mask, routers, side, None if states is None else states[i])
             trace += decided
             if states is not None:
                 appended.append(state)

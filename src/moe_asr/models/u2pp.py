@@ -7,25 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe_asr.config.model import ChunkConfig, LossConfig, ModelConfig, MoEConfig, RouterConfig
+from moe_asr.config.model import AUXILIARY, ChunkConfig, LossConfig, ModelConfig, MoEConfig, RouterConfig
+from moe_asr.config.placement import DECODERS, MoESite, moe_sites, sharing_table
 from moe_asr.models.batch import Batch
 from moe_asr.models.ctc import CtcHead
 from moe_asr.models.decoder import Decoder
 from moe_asr.models.encoder import FULL_CONTEXT, Encoder, EncoderOutput
-from moe_asr.models.placement import DECODERS, moe_sites
 from moe_asr.modules.feed_forward import ACTIVATIONS, FeedForward
 from moe_asr.modules.moe.experts import Experts
 from moe_asr.modules.moe.layer import MoEFeedForward
-from moe_asr.modules.moe.losses import load_balance_loss
+from moe_asr.modules.moe.losses import auxiliary_losses
 from moe_asr.modules.moe.routers import make_router
-from moe_asr.modules.moe.routing import MoESite, RoutingTrace
-from moe_asr.modules.moe.sharing import RouterBank, Routers, sharing_table
+from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side
+from moe_asr.modules.moe.sharing import RouterBank, Routers
+from moe_asr.modules.moe.statistics import over_ranks, routing_sums
 from moe_asr.tensors import Chunking
 
 
 @dataclass(frozen=True)
 class Losses:
-    """total: what to minimise; parts, unweighted: "ctc", "att", "att_l2r", "att_r2l", "balance", where they count."""
+    """total: what to minimise; unweighted parts: "ctc", "att", "att_l2r", "att_r2l" and router losses, if any."""
 
     total: Tensor
     parts: Mapping[str, Tensor]
@@ -49,20 +50,28 @@ class AsrModel(nn.Module):
         feature_lengths: Tensor,
         chunking: Chunking = FULL_CONTEXT,
         routers: Routers | None = None,
+        side: Side = NOTHING,
     ) -> EncoderOutput:
         """`Encoder.forward` with the model's own routers, unless others are given."""
-        return self.encoder(features, feature_lengths, chunking, self.routers if routers is None else routers)
+        return self.encoder(
+            features, feature_lengths, chunking, self.routers if routers is None else routers, side=side
+        )
 
     def ctc_log_probs(self, frames: Tensor) -> Tensor:
         """(B,N,d) -> (B,N,V)."""
         return self.ctc.log_probs(frames)
 
-    def forward(self, batch: Batch, chunking: Chunking = FULL_CONTEXT) -> tuple[Losses, RoutingTrace]:
+    def forward(
+        self, batch: Batch, chunking: Chunking = FULL_CONTEXT, side: Side = NOTHING
+    ) -> tuple[Losses, RoutingTrace]:
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
 
 class U2pp(AsrModel):
-    """An AsrModel with the loss of `LossConfig`; no decoder runs whose loss has weight 0."""
+    """An AsrModel with the loss of `LossConfig`; no decoder runs whose loss has weight 0.
+
+    expert_costs (E,): of each expert, relative to the widest, for the compute loss.
+    """
 
     def __init__(
         self,
@@ -72,13 +81,16 @@ class U2pp(AsrModel):
         routers: RouterBank,
         sos_eos: int,
         loss: LossConfig,
+        expert_costs: Tensor,
     ) -> None:
         super().__init__(encoder, ctc, decoders, routers, sos_eos)
-        self.loss = loss
+        self.loss, self.expert_costs = loss, expert_costs
 
-    def forward(self, batch: Batch, chunking: Chunking = FULL_CONTEXT) -> tuple[Losses, RoutingTrace]:
+    def forward(
+        self, batch: Batch, chunking: Chunking = FULL_CONTEXT, side: Side = NOTHING
+    ) -> tuple[Losses, RoutingTrace]:
         """Raises InputError where an utterance is too short for CTC."""
-        loss, encoded = self.loss, self.encode(batch.features, batch.feature_lengths, chunking)
+        loss, encoded = self.loss, self.encode(batch.features, batch.feature_lengths, chunking, side=side)
         total, trace = encoded.frames.new_zeros(()), encoded.routing
         parts: dict[str, Tensor] = {}
         if loss.ctc_weight > 0:
@@ -89,21 +101,22 @@ class U2pp(AsrModel):
             shares = zip(DECODERS, ("att_l2r", "att_r2l"), (1 - loss.reverse_weight, loss.reverse_weight), strict=True)
             for name, part, share in shares:
                 if share > 0:
-                    parts[part], decided = self._decoder_loss(name, encoded, batch)
+                    parts[part], decided = self._decoder_loss(name, encoded, batch, side)
                     attention, trace = attention + share * parts[part], trace + decided
             parts["att"] = attention
             total = total + (1 - loss.ctc_weight) * attention
-        if loss.balance > 0:
-            parts["balance"] = load_balance_loss(trace)
-            total = total + loss.balance * parts["balance"]
+        if any(getattr(loss, name) for name in AUXILIARY) and (sums := routing_sums(trace)) is not None:
+            for name, value in auxiliary_losses(over_ranks(sums), loss, self.expert_costs).items():
+                parts[name] = value
+                total = total + getattr(loss, name) * value
         return Losses(total, parts), trace
 
-    def _decoder_loss(self, name: str, encoded: EncoderOutput, batch: Batch) -> tuple[Tensor, RoutingTrace]:
+    def _decoder_loss(self, name: str, encoded: EncoderOutput, batch: Batch, side: Side) -> tuple[Tensor, RoutingTrace]:
         decoder = self.decoders[name]
         reverse = name == "right_to_left"
         inputs, targets = teacher_forcing(batch.tokens, batch.token_lengths, self.sos_eos, reverse)
         memory = decoder.memory(encoded)
-        logits, trace = decoder(inputs, batch.token_lengths + 1, memory, routers=self.routers)
+        logits, trace = decoder(inputs, batch.token_lengths + 1, memory, routers=self.routers, side=side)
         count = (targets >= 0).sum() if self.loss.length_normalized else len(targets)
         return label_smoothing_loss(logits, targets, self.loss.label_smoothing) / count, trace
 
@@ -177,8 +190,16 @@ def build_model(
         shape = encoder if site.stack == "encoder" else decoder
         if site not in sites:
             return FeedForward(encoder.width, shape.ffn_width, shape.activation, shape.dropout)
-        activation = ACTIVATIONS[shape.activation]
-        return MoEFeedForward(Experts(moe.num_experts, encoder.width, shape.ffn_width, activation, shape.dropout))
+        activation = shape.activation if moe.activation is None else moe.activation
+        dropout = shape.dropout if moe.dropout is None else moe.dropout
+        hidden = moe.expert_width or shape.ffn_width
+        return MoEFeedForward(
+            moe.expert_widths or [hidden] * moe.num_experts,
+            lambda count, width: Experts(count, encoder.width, width, ACTIVATIONS[activation], dropout),
+            FeedForward(encoder.width, moe.shared_experts * max([hidden, *moe.expert_widths]), activation, dropout)
+            if moe.shared_experts
+            else None,
+        )
 
     depths = zip(DECODERS, (decoder.layers, decoder.reverse_layers), strict=True)
     return U2pp(
@@ -189,14 +210,21 @@ def build_model(
             for name, depth in depths
             if depth > 0
         },
-        RouterBank(lambda: make_router(router, moe, encoder.width), sites, sharing_table(sites, moe.sharing)),
+        RouterBank(lambda: make_router(router, moe, encoder.width), sites, sharing_table(sites, moe)),
         sos_eos,
         loss,
+        expert_costs(moe),
     )
 
 
+def expert_costs(moe: MoEConfig) -> Tensor:
+    """(E,) the width of each expert, relative to the widest."""
+    widths = torch.tensor(moe.expert_widths or [1] * moe.num_experts, dtype=torch.float64)
+    return widths / widths.max()
+
+
 def parameter_counts(model: AsrModel) -> tuple[int, int]:
-    """Trainable and frozen parameters: all, and those active at one position (top_k of num_experts experts)."""
+    """Trainable and frozen parameters: all, and those active at one position (top_k of num_experts, on average)."""
     total = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for m in model.modules() if isinstance(m, Experts) for p in m.parameters())
     if experts == 0:

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.config.model import Activation
+from moe_asr.config.placement import MoESite
 from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routers import Router
-from moe_asr.modules.moe.routing import MoESite, Routing
+from moe_asr.modules.moe.routing import NOTHING, Routing, Side
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.swish: F.silu,
@@ -27,5 +28,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, valid: Tensor, site: MoESite, router: Router | None) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, x: Tensor, valid: Tensor, site: MoESite, router: Router | None, side: Side = NOTHING
+    ) -> tuple[Tensor, Routing | None]:
         return self.w_out(self.dropout(self.activation(self.w_in(x)))), None

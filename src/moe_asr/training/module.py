@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from moe_asr.analysis.evaluation import error_units
-from moe_asr.analysis.load import SiteLoad, expert_load, load_metrics, merge
+from moe_asr.analysis.load import load_metrics, measured
 from moe_asr.config.program import TrainConfig
 from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, TrainingBatches, checksum
 from moe_asr.data.epoch_plan import EpochPlan, group_sizes
@@ -22,6 +22,8 @@ from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.measure.errors import EditCounts, edit_counts, total
 from moe_asr.measure.normalize import normalizer
 from moe_asr.models.u2pp import AsrModel, draw_chunking
+from moe_asr.modules.moe.routing import Side
+from moe_asr.modules.moe.statistics import RoutingSums
 from moe_asr.randomness import key_seed, torch_rng
 from moe_asr.runs.directory import AppendLog
 from moe_asr.tensors import Chunking
@@ -110,6 +112,7 @@ class AsrTraining(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.step = self.segment.first_step
         self.parts: dict[str, Tensor] = {}
+        self.step_routing: RoutingSums | None = None
 
     def training_step(self, loaded: LoadedBatch, batch_idx: int) -> dict[str, Any]:
         plan, batch = loaded.plan, loaded.batch
@@ -125,7 +128,10 @@ class AsrTraining(pl.LightningModule):
         frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
         chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
         torch.manual_seed(key_seed("dropout", *place))
-        losses, routing = self.model(batch, chunking)
+        keys = [key_seed("routing", self.config.seed, plan.epoch, utterance) for utterance in batch.ids]
+        losses, routing = self.model(batch, chunking, Side(keys=torch.tensor(keys, device=self.device)))
+        if self.model.routers.bias is not None:
+            self.step_routing = measured(routing, self.step_routing)
         # Every utterance of the optimiser step weighs the same, however its group was cut into micro-batches.
         share = len(batch.ids) / plan.group_utterances
         for name, value in {
@@ -161,6 +167,9 @@ class AsrTraining(pl.LightningModule):
                 | {"train/lr": lr, "grad_norm/all": float(total)}
                 | {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
             )
+        if self.step_routing is not None:
+            self.model.routers.rebalance(self.step_routing)
+            self.step_routing = None
         self.last_loss = float(self.parts["loss"]) if "loss" in self.parts else None
         self.parts = {}
 
@@ -172,7 +181,7 @@ class AsrTraining(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.edits = {(size, unit): EditCounts() for size in self.chunk_sizes for unit in self.units}
-        self.load: dict[str, SiteLoad] = {}
+        self.routed: RoutingSums | None = None
 
     @property
     def chunk_sizes(self) -> tuple[int | None, ...]:
@@ -194,7 +203,7 @@ class AsrTraining(pl.LightningModule):
                 )
                 texts += [self.normalize(self.tokenizer.decode(h.tokens)) for h in found]
                 if size == self.config.decode.chunk:
-                    self.load = merge(self.load, expert_load(encoded.routing))
+                    self.routed = measured(encoded.routing, self.routed)
             for unit in self.units:
                 self.edits[size, unit] += total(edit_counts(references, texts, unit))
 
@@ -204,7 +213,7 @@ class AsrTraining(pl.LightningModule):
             for (size, unit), counts in self.edits.items()
         }
         self.dev_error = rates[f"val/{self.units[0].rate}"]
-        self.log_metrics(rates | load_metrics(self.load))
+        self.log_metrics(rates | load_metrics(self.routed))
         shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
         self.validation_line = f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
 

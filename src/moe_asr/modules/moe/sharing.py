@@ -1,13 +1,14 @@
-"""Which router serves which site. A shared router is shared weights, applied to each layer's own input."""
+"""The routers of a model: one for each entry of a sharing table, and the balance bias of each site."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from moe_asr.config.model import Sharing
-from moe_asr.modules.moe.routers import Router
-from moe_asr.modules.moe.routing import MoESite
+from moe_asr.config.placement import MoESite
+from moe_asr.modules.moe.routers import Biased, Router, TopKRouter
+from moe_asr.modules.moe.statistics import RoutingSums
 
 
 class Routers(Protocol):
@@ -16,23 +17,37 @@ class Routers(Protocol):
     def get(self, site: MoESite, /) -> Router | None: ...
 
 
-def sharing_table(sites: Sequence[MoESite], sharing: Sharing) -> tuple[int, ...]:
-    """The number of the router of each site: (0, 1, 2, 3) per layer, (0, 0, 0, 0) shared within a stack."""
-    keys = [site.stack if sharing is Sharing.shared else str(site) for site in sites]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return tuple(numbers[key] for key in keys)
-
-
 class RouterBank(nn.Module):
-    """All routers of a model, each held once; table: for each site the number of its router, counted from 0."""
+    """All routers of a model, each held once; table: for each site the number of its router, counted from 0.
 
-    routers: Sequence[Router]
+    bias (S,E): the balance bias of each site, where routers balance without a loss.
+    """
+
+    routers: Sequence[TopKRouter]
+    bias: Tensor | None
 
     def __init__(self, make_router: Callable[[], nn.Module], sites: Sequence[MoESite], table: Sequence[int]) -> None:
         super().__init__()
-        self.table = dict(zip(sites, table, strict=True))
+        self.sites, self.table = tuple(sites), dict(zip(sites, table, strict=True))
         self.routers = nn.ModuleList(make_router() for _ in range(max(table, default=-1) + 1))  # type: ignore[assignment]
+        balanced = bool(sites) and self.routers[0].config.balance_rate > 0
+        self.register_buffer("bias", torch.zeros(len(sites), self.routers[0].num_experts) if balanced else None)
 
     def get(self, site: MoESite, /) -> Router | None:
         """None for a dense site."""
-        return self.routers[self.table[site]] if site in self.table else None
+        if site not in self.table:
+            return None
+        router = self.routers[self.table[site]]
+        return router if self.bias is None else Biased(router, self.bias[self.sites.index(site)])
+
+    @torch.no_grad()
+    def rebalance(self, sums: RoutingSums) -> None:
+        """One step of auxiliary-loss-free balancing (arXiv 2408.15664, algorithm 1), after an optimiser step.
+
+        The bias of an expert rises by `balance_rate` where its load is below the mean of its site, and falls above.
+        """
+        if self.bias is None:
+            return
+        rows = [self.sites.index(site) for site in sums.sites]
+        error = sums.counts.mean(-1, keepdim=True) - sums.counts
+        self.bias[rows] += self.routers[0].config.balance_rate * error.sign().to(self.bias)
