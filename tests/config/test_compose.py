@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from moe_asr.config import compose
 from moe_asr.config.align import AlignConfig
+from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeConfig
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
 from moe_asr.config.prepare import PrepareConfig
@@ -29,6 +30,7 @@ COMMANDS: dict[str, type] = {
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
     "prepare": PrepareConfig,
+    "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
 }
 
@@ -120,12 +122,14 @@ PAIRED = {  # options whose neighbours allow only some values
     "trainer.max_steps": 5,
     "synthetic.seed": 1,
     "corpus": "fsdd",
+    "kind": "layer",
     "segments": True,
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
     "compose.seconds": [2.0, 20.0],
     "compose.pause": [0.0, 0.5],
+    "lefts": [2, None],
 }
 ONE_CHOICE = ("model.name", "trainer.devices", "synthetic.seed")
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "train": Command("", "train a model; -m runs a grid", sweeps=True),
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
+    "benchmark": Command("profile|layer", "speed of a model's parts, or of an MoE layer's backends", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
     "inspect": Command("", "the model as a table, without training it"),
     "import-checkpoint": Command(

@@ -55,10 +55,10 @@ def closest(word: str, candidates: list[str]) -> str:
 
 
 def groups_of(schema: type) -> dict[str, list[str]]:
-    """The config groups that a command composes: those that are nodes of its schema, and then experiments too."""
+    """The config groups that a command composes: the nodes of its schema, and where one trains, experiments too."""
     nodes = {key for key, hint in typing.get_type_hints(schema).items() if dataclasses.is_dataclass(hint)}
     known = groups()
-    return {name: known[name] for name in known if name in nodes or (name == "experiment" and nodes & set(known))}
+    return {name: known[name] for name in known if name in nodes or (name == "experiment" and "trainer" in nodes)}
 
 
 def checked(override: str, schema: type) -> str:

@@ -1,0 +1,68 @@
+"""What this machine can do at best: the limit beside every measured time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+
+from moe_asr.measure.timing import interleaved
+
+SHAPES = ((256, 512, 2048), (384, 640, 2560), (384, 1024, 4096), (1024, 1024, 1024))
+"""Rows, inputs and outputs of the matrix products that are tried."""
+READ_BYTES = 2**28
+PRECISIONS = {"fp32": 4, "bf16": 2, "int8": 1}
+"""Bytes of a weight."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """FLOP/s (int8: operations/s) of the best matrix product, and bytes/s of the best reading of memory.
+
+    Of the threads together; per CPU second with one thread, else per wall second.
+    """
+
+    fp32: float
+    bf16: float
+    int8: float
+    read: float
+
+    def seconds(self, multiply_adds: float, weights: float = 0.0, precision: str = "fp32") -> float:
+        """The least time for so many multiply-adds with so many weights read from memory."""
+        return max(2 * multiply_adds / getattr(self, precision), weights * PRECISIONS[precision] / self.read)
+
+
+@torch.inference_mode()
+def measure_peaks(quick: bool = False) -> Peaks:
+    """The best of short tries, taken in turns: some 5 s; with `quick` an instant, and less exact."""
+    rounds, shapes, read_bytes = (2, SHAPES[:1], READ_BYTES // 4) if quick else (12, SHAPES, READ_BYTES)
+    products = {
+        (precision, shape, kind): work
+        for precision in PRECISIONS
+        for shape in shapes
+        for kind, work in enumerate(_products(precision, *shape))
+    }
+    speeds: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
+    for (precision, shape, _), times in interleaved(products, rounds).items():
+        speeds[precision] = max(speeds[precision], 2 * prod(shape) / min(times))
+    memory = torch.ones(read_bytes // 4)
+    reads = interleaved({"amax": memory.amax, "sum": memory.sum}, rounds)
+    return Peaks(**speeds, read=memory.nbytes / min(map(min, reads.values())))
+
+
+def _products(precision: str, rows: int, inputs: int, outputs: int) -> list[Callable[[], object]]:
+    """Ways to multiply (rows, inputs) by (inputs, outputs): as it is, or by oneDNN with weights laid out for it."""
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+    if precision == "int8":
+        x8, weight8 = (tensor.mul(30).clamp(-127, 127).to(torch.int8) for tensor in (x, weight))
+        return [lambda: torch._int_mm(x8, weight8.mT)]
+    if precision == "bf16":
+        x, weight = x.bfloat16(), weight.bfloat16()
+    if not torch.backends.mkldnn.is_available():
+        return [lambda: F.linear(x, weight)]
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return [
+        lambda: F.linear(x, weight),
+        lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""),
+    ]

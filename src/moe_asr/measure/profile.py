@@ -1,0 +1,159 @@
+"""Where the time of a recognition goes, and how much of it the machine could not have saved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moe_asr.config.benchmark import BenchmarkConfig
+from moe_asr.config.data import FeaturesConfig
+from moe_asr.config.decode import DecodeConfig
+from moe_asr.config.model import LossConfig, require
+from moe_asr.decoding.attention import attention_rescoring
+from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.decoding.ctc_prefix_beam import CtcPrefixBeam
+from moe_asr.measure import flops
+from moe_asr.measure.machine import Peaks
+from moe_asr.measure.timing import Spread, clock, spread
+from moe_asr.models.encoder import EncoderOutput
+from moe_asr.models.u2pp import U2pp, build_model
+
+GREEDY = ("subsampling", "attention", "convolution", "feed-forward", "norms and other", "CTC head", "CTC greedy")
+RESCORING = (*GREEDY[:-1], "CTC prefix beam", "rescoring")
+SHARPNESS = 30.0
+WHOLES = {"full pass, greedy": GREEDY, "full pass, rescoring": RESCORING}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A part of a recognition, or the whole of one."""
+
+    part: str
+    multiply_adds: int
+    seconds: Spread
+    of_greedy: float | None
+    """Share of the time of the full pass with greedy search; None where that does without this part."""
+    of_rescoring: float | None
+    efficiency: float | None
+    """Time of its multiply-adds at the machine's fp32 peak / its own; None where it has none that count."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    rows: tuple[Row, ...]
+    audio_seconds: float
+    frames: int
+    hypotheses: int
+    tokens: int
+    """Of the longest hypothesis; all are computed as if they had as many."""
+
+
+@torch.inference_mode()
+def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
+    """Times a randomly initialised model on random features of one utterance; log-mel and text are not included.
+
+    Every round is one encoder pass with both ways to go on from it; a first one does not count. Raises InputError for
+    a model without decoder.
+    """
+    require(config.model.decoder.layers > 0, "rescoring needs a decoder: write model.decoder.layers=1.")
+    torch.manual_seed(config.seed)
+    bins, feature_frames = FeaturesConfig().mel_bins, round(100 * config.seconds)
+    features, lengths = torch.randn(1, feature_frames, bins), torch.tensor([feature_frames])
+    model = build_model(
+        config.model, config.moe, config.router, LossConfig(), vocab_size=config.vocab_size, mel_bins=bins
+    ).eval()
+    encoded = model.encode(features, lengths)
+    make_speak(model, encoded, config.nonblank)
+    beam = CtcPrefixBeam(config.beam, model.ctc.blank)
+    nbest = beam(model.ctc_log_probs(encoded.frames), encoded.frame_lengths)
+    frames, tokens = encoded.frames.shape[1], max(len(h.tokens) for h in nbest[0])
+
+    rounds = [_round(model, features, lengths, beam) for _ in range(config.rounds + 1)][1:]
+    parts = flops.encoder(config.model, config.moe, feature_frames, bins)
+    parts["feed-forward"] += parts.pop("router")
+    parts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
+    decoders = flops.rescoring(config.model, config.moe, config.vocab_size, frames, len(nbest[0]), tokens)
+    parts["rescoring"] = sum(decoders.values())
+    for whole, members in WHOLES.items():
+        parts[whole] = sum(parts.get(part, 0) for part in members)
+        for times in rounds:
+            times[whole] = sum(times[part] for part in members)
+    spreads = {part: spread([times[part] for times in rounds]) for part in rounds[0]}
+
+    def row(part: str) -> Row:
+        count, time = parts.get(part, 0), spreads[part].median
+        greedy, rescoring = (
+            time / spreads[whole].median if part in (*members, whole) else None for whole, members in WHOLES.items()
+        )
+        return Row(part, count, spreads[part], greedy, rescoring, peaks.seconds(count) / time if count else None)
+
+    rows = tuple(row(part) for part in (*dict.fromkeys((*GREEDY, *RESCORING)), *WHOLES))
+    return Profile(rows, feature_frames / 100, frames, len(nbest[0]), tokens)
+
+
+def make_speak(model: U2pp, encoded: EncoderOutput, nonblank: float) -> None:
+    """Gives an untrained CTC head the output of a trained one, so that searches have their usual work.
+
+    Probabilities close to 1, by weights `SHARPNESS` times as large; a token other than blank is the best in a share
+    `nonblank` of the frames, by the bias of blank.
+    """
+    for parameter in model.ctc.output.parameters():
+        parameter.mul_(SHARPNESS)
+    logits, blank = model.ctc.output(encoded.frames), model.ctc.blank
+    rival = logits.index_fill(-1, torch.tensor(blank), -torch.inf).amax(-1)
+    model.ctc.output.bias[blank] += (rival - logits[..., blank]).quantile(1 - nonblank)
+
+
+def _round(model: U2pp, features: Tensor, lengths: Tensor, beam: CtcPrefixBeam) -> dict[str, float]:
+    """Seconds of each part."""
+    weights = DecodeConfig()
+    reverse_weight = weights.reverse_weight if "right_to_left" in model.decoders else 0.0
+    with _stopwatches(_parts(model)) as times:
+        marks = [clock()]
+        encoded = model.encode(features, lengths)
+        marks.append(clock())
+    times["norms and other"] = marks[1] - marks[0] - sum(times.values())
+    log_probs = model.ctc_log_probs(encoded.frames)
+    marks.append(clock())
+    ctc_greedy(log_probs, encoded.frame_lengths, model.ctc.blank)
+    marks.append(clock())
+    nbest = beam(log_probs, encoded.frame_lengths)
+    marks.append(clock())
+    attention_rescoring(model, encoded, nbest, weights.ctc_weight, reverse_weight)
+    marks.append(clock())
+    stages = ("CTC head", "CTC greedy", "CTC prefix beam", "rescoring")
+    return times | {stage: end - begin for stage, begin, end in zip(stages, marks[1:], marks[2:], strict=False)}
+
+
+def _parts(model: U2pp) -> dict[str, list[nn.Module]]:
+    layers = model.encoder.layers
+    return {
+        "subsampling": [model.encoder.subsampling],
+        "attention": [layer.attention for layer in layers],
+        "convolution": [layer.convolution for layer in layers],
+        "feed-forward": [module for layer in layers for module in (layer.ffn_in, layer.ffn_out)],
+    }
+
+
+@contextmanager
+def _stopwatches(parts: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, float]]:
+    """Inside, adds up the seconds that modules run, by the name of their part."""
+    times = dict.fromkeys(parts, 0.0)
+
+    def watch(part: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        def before(*_: object) -> None:
+            times[part] -= clock()
+
+        def after(*_: object) -> None:
+            times[part] += clock()
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    handles = [handle for part, modules in parts.items() for module in modules for handle in watch(part, module)]
+    try:
+        yield times
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,42 @@
+"""`moe-asr benchmark`, in sizes that say nothing about speed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "head"), [("profile", "part", "efficiency"), ("layer", "backend", "limit ms")], ids=str
+)
+def test_a_table_and_the_same_as_json(cli: Cli, tmp_path: Path, kind: str, key: str, head: str) -> None:
+    file = tmp_path / "speed.json"
+    code, out, err = cli("benchmark", kind, "quick=true", "moe.placement=both", f"out={file}")
+    assert (code, err) == (0, "")
+    result = json.loads(file.read_text())
+    assert (result["kind"], result["clock"], result["config"]["threads"]) == (kind, "CPU", 1)
+    assert result["machine"] in out
+    assert {"commit", "versions", "python"} <= set(result)
+    assert min(result["peaks"].values()) > 0
+    lines = out.splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if head in line) + 1 :]
+    assert len(table) == len(result["rows"]) > 5
+    for line, row in zip(table, result["rows"], strict=True):
+        assert f" {row[key]} " in f" {line} "
+        assert f"{1e3 * row['seconds']['median']:.2f}" in line
+
+
+def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
+    cases = {
+        (): "kind is missing; see --help.",
+        ("speed",): "kind=speed is not known. It is one of profile, layer.",
+        ("layer", f"out={tmp_path}/no/x"): f"{tmp_path}/no is no folder; choose another place with out=FILE.",
+        ("profile", "nonblank=1"): "nonblank=1.0 is a share of frames: write 0.16.",
+        ("layer", "layer.rows=[]"): "layer.rows=[] must be counts of frames, as [1,16].",
+        ("layer", "layer.correlation=1"): "layer.correlation=1.0 must be from 0 to below 1.",
+    }
+    for words, sentence in cases.items():
+        assert cli("benchmark", *words) == (2, "", f"moe-asr: {sentence}\n")
