@@ -129,7 +129,6 @@ PAIRED = {  # options whose neighbours allow only some values
     "synthetic.language": "de",
     "compose.seconds": [2.0, 20.0],
     "compose.pause": [0.0, 0.5],
-    "lefts": [2, None],
 }
 ONE_CHOICE = ("model.name", "trainer.devices", "synthetic.seed")
 

@@ -28,6 +28,16 @@ MODEL = ModelConfig(
 )
 DENSE = MoEConfig()
 MIXED = MoEConfig(placement="both", sharing=Sharing.shared, num_experts=5, top_k=3)
+VARIED = MoEConfig(  # with all experts chosen, whatever their widths
+    placement="encoder.1.ffn_in+left_to_right",
+    sharing=Sharing.per_stack,
+    num_experts=4,
+    top_k=4,
+    expert_widths=[8, 0, 8, 20],
+    shared_experts=2,
+)
+NARROW = MoEConfig(placement="encoder", num_experts=4, top_k=2, expert_width=7)
+ARMS = {"dense": DENSE, "moe": MIXED, "varied": VARIED, "narrow": NARROW}
 VOCABULARY, BINS = 11, 80
 
 
@@ -50,7 +60,7 @@ def total(counts: dict[str, int], *ends: str) -> int:
     return sum(count for name, count in counts.items() if name.endswith(ends))
 
 
-@pytest.mark.parametrize("moe", [DENSE, MIXED], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", ARMS.values(), ids=ARMS)
 @pytest.mark.parametrize("feature_frames", [7, 50, 52])
 def test_each_part_of_the_encoder(moe: MoEConfig, feature_frames: int) -> None:
     model = build(moe)
@@ -64,7 +74,7 @@ def test_each_part_of_the_encoder(moe: MoEConfig, feature_frames: int) -> None:
         "feed-forward": total(counts, ".ffn_in", ".ffn_out") - routers,
         "router": routers,
     }
-    assert (routers > 0) == (moe is MIXED)
+    assert (routers > 0) == (moe is not DENSE)
     head = counted(lambda: model.ctc_log_probs(encoded.frames))[1]["Global"]
     assert flops.ctc_head(MODEL, VOCABULARY, encoded.frames.shape[1]) == head
 
@@ -83,7 +93,7 @@ def test_a_stream_in_chunks(chunking: Chunking) -> None:
     assert (parts["attention"] < whole["attention"]) == (chunking.size != 30)
 
 
-@pytest.mark.parametrize("moe", [DENSE, MIXED], ids=["dense", "moe"])
+@pytest.mark.parametrize("moe", ARMS.values(), ids=ARMS)
 def test_each_part_of_rescoring(moe: MoEConfig) -> None:
     """Keys and values are those of one utterance, however many hypotheses ask for them."""
     model, frames, hypotheses, tokens = build(moe), 9, 4, 6

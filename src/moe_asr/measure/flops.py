@@ -69,10 +69,15 @@ def rescoring(
 
 
 def _feed_forward(model: ModelConfig, moe: MoEConfig, stack: str, sites: int, rows: int, hidden: int) -> MultiplyAdds:
-    """Of the feed-forward layers of a stack, of which some are MoE layers with their routers."""
-    experts = sum(site.stack == stack for site in moe_sites(model, moe.placement))
-    width = model.encoder.width
+    """Of the feed-forward layers of a stack, of which some are MoE layers with linear routers.
+
+    Experts of different widths count as if every one were chosen equally often.
+    """
+    mixed, width = sum(site.stack == stack for site in moe_sites(model, moe.placement)), model.encoder.width
+    widths = moe.expert_widths or [moe.expert_width or hidden] * moe.num_experts
+    chosen = moe.top_k * sum(widths) // moe.num_experts
+    shared = moe.shared_experts * max([moe.expert_width or hidden, *moe.expert_widths])
     return {
-        "feed-forward": (sites - experts + experts * moe.top_k) * 2 * rows * width * hidden,
-        "router": experts * rows * width * moe.num_experts,
+        "feed-forward": 2 * rows * width * ((sites - mixed) * hidden + mixed * (chosen + shared)),
+        "router": mixed * rows * width * moe.num_experts,
     }
