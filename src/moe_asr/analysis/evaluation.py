@@ -70,7 +70,7 @@ def evaluate_splits(
             raise InputError(f"The split {split} has no utterance; choose another one.")
         for suffix, variant in variants.items():
             file = folder / "hypotheses" / f"{split.replace('/', '-')}{suffix}.jsonl"
-            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file, latency)
+            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file, latency) | {"split": split}
     return results
 
 

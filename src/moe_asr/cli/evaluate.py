@@ -13,6 +13,7 @@ def run(config: EvaluateConfig) -> None:
     import torch
 
     from moe_asr.analysis.evaluation import evaluate_splits
+    from moe_asr.analysis.latency_figure import latency_figure
     from moe_asr.errors import InputError
     from moe_asr.measure.normalize import normalizer
     from moe_asr.measure.table import results_table
@@ -45,8 +46,11 @@ def run(config: EvaluateConfig) -> None:
             recognizer, asked, data.test, config.decode, folder, config.modes, config.lefts, config.latency
         ),
         "data": data.path,
+        "largest_trained_chunk": trained.chunk.largest if trained.chunk.dynamic else None,
         **environment(),
     }
     write_json(folder / "results.json", results)
+    if config.figure:
+        Path(config.figure).write_text(latency_figure(results), encoding="utf8")
     print(results_table(results))
     print(f"results: {folder}")

@@ -28,6 +28,8 @@ class EvaluateConfig:
     """Several left contexts of every chunk size, instead of decode.left; null = all: lefts=[2,8,null]."""
     latency: bool = False
     """Stream every recording too, and tell when its words are shown; needs a corpus that knows when each ends."""
+    figure: str | None = None
+    """An SVG file that shows error rates against latencies."""
     device: str = "cpu"
     threads: int = 1
     """CPU threads; part of every RTF."""
@@ -36,6 +38,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
+        require(self.figure is None or self.latency, "figure= shows latencies: write latency=true too.")
         require(all(left is None or left >= 0 for left in self.lefts), "lefts must be at least 0, or null for all.")
 
 
