@@ -12,6 +12,7 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
+    Positions,
     RouterConfig,
 )
 from moe_asr.config.prepare import FsddConfig, PrepareConfig, Speechocean762Config
@@ -25,10 +26,14 @@ STARVED = MoEConfig(placement="encoder", top_k=1)
 
 WRONG: list[tuple[type, dict[str, Any], str]] = [
     (EncoderConfig, {"width": 10, "heads": 4}, "encoder.width=10 must be a multiple of encoder.heads=4."),
-    (EncoderConfig, {"layers": 0}, "encoder.layers and encoder.kernel must be at least 1."),
-    (EncoderConfig, {"kernel": 0}, "encoder.layers and encoder.kernel must be at least 1."),
+    (EncoderConfig, {"layers": 0}, "encoder.layers=0 must be at least 1."),
+    (EncoderConfig, {"kernel": 0}, "encoder.kernel=0 must be at least 1, or null for no convolution."),
+    (EncoderConfig, {"attention_bias": False}, "write encoder.positions=cape."),
+    (EncoderConfig, {"positions": Positions.rotary, "width": 12, "heads": 4}, "needs heads of even width, not 12 / 4."),
+    (EncoderConfig, {"cape_shift": -1.0}, "encoder.cape_shift=-1.0 must not be negative."),
+    (EncoderConfig, {"cape_scale": 0.5}, "encoder.cape_scale=0.5 must be at least 1."),
     (EncoderConfig, {"causal": False, "kernel": 8}, "encoder.kernel=8 must be odd when encoder.causal=false"),
-    (ModelConfig, {"name": "u3"}, "write model.name=u2pp."),
+    (ModelConfig, {"name": "u3"}, "model.name=u3 is not known; write u2pp or omni."),
     (ModelConfig, {"decoder": DecoderConfig(heads=5)}, "must be a multiple of model.decoder.heads=5."),
     (ModelConfig, {"decoder": DecoderConfig(layers=0)}, "set model.decoder.layers to at least 1."),
     (MoEConfig, {"num_experts": 0}, "moe.num_experts=0 must be at least 1."),

@@ -77,7 +77,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_group_option_composes_and_its_values_arrive(group: str, option: str) -> None:
     written = OmegaConf.load(config_folder() / group / f"{option}.yaml")
     plain = to_plain(train_config(f"{group}={option}", "moe.placement=both"))
-    expected = OmegaConf.to_container(OmegaConf.create({group: written}), resolve=False)
+    expected = OmegaConf.to_container(
+        OmegaConf.create(written if group in written else {group: written}), resolve=False
+    )
     for key, value in leaves(expected):
         if "${" not in str(value):
             assert OmegaConf.select(OmegaConf.create(plain), key) == value
@@ -109,9 +111,12 @@ PAIRED = {  # options whose neighbours allow only some values
     "model.encoder.kernel": 17,
     "lefts": [2, None],
     "optim.betas": [0.8, 0.9],
+    "model.encoder.cape_scale": 1.2,
+    "model.encoder.positions": "cape",
+    "model.encoder.attention_bias": False,
     "moe.placement": "both.every2",
     "moe.sharing": "table",
-    "moe.sharing_table": [0, 1, 0, 1, 2, 3, 4, 4],
+    "moe.sharing_table": [0, 1, 0, 1, 2],
     "moe.num_experts": 3,
     "moe.top_k": 2,
     "moe.expert_width": None,

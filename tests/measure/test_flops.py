@@ -13,8 +13,10 @@ from moe_asr.config.model import (
     LossConfig,
     ModelConfig,
     MoEConfig,
+    Positions,
     RouterConfig,
     Sharing,
+    Subsampling,
 )
 from moe_asr.measure import flops
 from moe_asr.models.decoder import Decoder
@@ -77,6 +79,25 @@ def test_each_part_of_the_encoder(moe: MoEConfig, feature_frames: int) -> None:
     assert (routers > 0) == (moe is not DENSE)
     head = counted(lambda: model.ctc_log_probs(encoded.frames))[1]["Global"]
     assert flops.ctc_head(MODEL, VOCABULARY, encoded.frames.shape[1]) == head
+
+
+@pytest.mark.parametrize("chunking", [FULL_CONTEXT, Chunking(4, 1)], ids=str)
+def test_a_transformer_of_stacked_frames(chunking: Chunking) -> None:
+    shape = EncoderConfig(
+        layers=2,
+        width=16,
+        heads=2,
+        ffn_width=24,
+        subsampling=Subsampling.stack,
+        macaron=False,
+        kernel=None,
+        positions=Positions.cape,
+    )
+    config, loss = ModelConfig(encoder=shape, decoder=DecoderConfig(0, 0)), LossConfig(ctc_weight=1.0)
+    model = build_model(config, MIXED, RouterConfig(), loss, vocab_size=VOCABULARY, mel_bins=BINS).eval()
+    features, lengths, state = torch.randn(1, 50, BINS), torch.tensor([50]), model.encoder.start(1, chunking)
+    stream = counted(lambda: model.encoder.step(features, lengths, state, model.routers, torch.tensor([True])))[1]
+    assert sum(flops.encoder(config, MIXED, 50, BINS, chunking).values()) == stream["Global"]
 
 
 @pytest.mark.parametrize("chunking", [Chunking(4), Chunking(3, 2), Chunking(1, 0), Chunking(30, 1)], ids=str)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_asr.config.model import ConvNorm
+from moe_asr.config.model import ConvNorm, Subsampling
 from moe_asr.errors import InputError
 from moe_asr.modules.moe.routing import Routing
 from moe_asr.modules.subsampling import frame_lengths
@@ -131,8 +131,9 @@ def test_batch_norm_counts_no_padding(make_model, batch):
 
 
 def test_frame_lengths():
-    assert [frame_lengths(n) for n in (0, 3, 6, 7, 10, 11, 100)] == [0, 0, 0, 1, 1, 2, 24]
-    assert frame_lengths(torch.tensor([0, 2, 7, 11])).tolist() == [0, 0, 1, 2]
+    assert [frame_lengths(n, Subsampling.conv2d) for n in (0, 3, 6, 7, 10, 11, 100)] == [0, 0, 0, 1, 1, 2, 24]
+    assert frame_lengths(torch.tensor([0, 2, 7, 11]), Subsampling.conv2d).tolist() == [0, 0, 1, 2]
+    assert [frame_lengths(n, Subsampling.stack) for n in (0, 3, 4, 7, 8)] == [0, 0, 1, 1, 2]
 
 
 @torch.inference_mode()

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_asr.config.model import Subsampling
+from moe_asr.modules import subsampling
 from moe_asr.modules.moe.routing import NOTHING
-from moe_asr.modules.subsampling import FACTOR, OVERLAP
+from moe_asr.modules.subsampling import FACTOR
 from moe_asr.tensors import Chunking, chunk_mask
+
+OVERLAP = subsampling.OVERLAP[Subsampling.conv2d]
 
 LAYERS, KERNEL = 2, 3
 

@@ -36,7 +36,7 @@ def run(config: InspectConfig) -> None:
         print(f"  {site!s:<28} router {router}")
 
     decode, feature_frames = config.decode, 100 * SECONDS
-    frames, tokens = frame_lengths(feature_frames), TOKENS_PER_SECOND * SECONDS
+    frames, tokens = frame_lengths(feature_frames, config.model.encoder.subsampling), TOKENS_PER_SECOND * SECONDS
     chunking, bins = Chunking(decode.chunk, decode.left), config.features.mel_bins
     parts = flops.encoder(config.model, config.moe, feature_frames, bins, chunking)
     parts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)

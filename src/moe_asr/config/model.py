@@ -12,6 +12,28 @@ class Activation(StrEnum):
     gelu = "gelu"
 
 
+class Subsampling(StrEnum):
+    """How feature frames (10 ms) become frames (40 ms)."""
+
+    conv2d = "conv2d"
+    """Two strided convolutions; a frame sees 7 feature frames."""
+    stack = "stack"
+    """Four feature frames side by side and a linear map (Omni-router)."""
+
+
+class Positions(StrEnum):
+    """How attention knows where a frame is."""
+
+    relative = "relative"
+    """A term of the attention for the position of the key, as in U2++."""
+    sinusoidal = "sinusoidal"
+    """Added to the input."""
+    cape = "cape"
+    """Added to the input, after random shifts and stretches in training (arXiv 2106.03143)."""
+    rotary = "rotary"
+    """Queries and keys are rotated by their position (arXiv 2104.09864)."""
+
+
 class ConvNorm(StrEnum):
     layer_norm = "layer_norm"
     batch_norm = "batch_norm"
@@ -33,19 +55,31 @@ def check_rates(name: str, config: object) -> None:
 
 @dataclass
 class EncoderConfig:
-    """A Conformer encoder (U2++, arXiv 2106.05642): conv2d x4 subsampling, macaron feed-forward, causal convolution."""
+    """A Conformer encoder (U2++, arXiv 2106.05642), unless values below make a Transformer of it (Omni-router).
+
+    Without macaron and convolution its layers are those of a pre-norm Transformer.
+    """
 
     layers: int = 6
     width: int = 144
     heads: int = 4
     ffn_width: int = 576
+    subsampling: Subsampling = Subsampling.conv2d
     subsampling_channels: int | None = None
     """Channels of the two strided convolutions; null = width, as published. They dominate the cost of small models."""
-    kernel: int = 15
-    """Taps of the depthwise convolution."""
+    macaron: bool = True
+    """Whether a layer begins with half a feed-forward layer, so that both halves count half."""
+    kernel: int | None = 15
+    """Taps of the depthwise convolution; null = no convolution."""
     causal: bool = True
     """Whether the convolution sees only the past; streaming needs it."""
     conv_norm: ConvNorm = ConvNorm.layer_norm
+    positions: Positions = Positions.relative
+    cape_shift: float = 1500.0
+    """Training: the positions of an utterance shift by up to so many frames (40 ms), either way."""
+    cape_scale: float = 1.1
+    """Training: they stretch or shrink by up to this factor."""
+    attention_bias: bool = True
     activation: Activation = Activation.swish
     dropout: float = 0.1
     position_dropout: float = 0.1
@@ -58,9 +92,24 @@ class EncoderConfig:
         )
         check_rates("encoder", self)
         require(self.heads > 0, f"encoder.heads={self.heads} must be at least 1.")
-        require(self.layers > 0 and self.kernel > 0, "encoder.layers and encoder.kernel must be at least 1.")
+        require(self.layers > 0, f"encoder.layers={self.layers} must be at least 1.")
         require(
-            self.causal or self.kernel % 2 == 1,
+            self.kernel is None or self.kernel > 0,
+            f"encoder.kernel={self.kernel} must be at least 1, or null for no convolution.",
+        )
+        require(
+            self.attention_bias or self.positions is not Positions.relative,
+            "encoder.attention_bias=false needs positions that are not terms of the attention: "
+            "write encoder.positions=cape.",
+        )
+        require(
+            self.positions is not Positions.rotary or self.width // self.heads % 2 == 0,
+            f"encoder.positions=rotary needs heads of even width, not {self.width} / {self.heads}.",
+        )
+        require(self.cape_shift >= 0, f"encoder.cape_shift={self.cape_shift} must not be negative.")
+        require(self.cape_scale >= 1, f"encoder.cape_scale={self.cape_scale} must be at least 1.")
+        require(
+            self.causal or self.kernel is None or self.kernel % 2 == 1,
             f"encoder.kernel={self.kernel} must be odd when encoder.causal=false (the convolution is centred).",
         )
 
@@ -92,7 +141,7 @@ class ModelConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        require(self.name == "u2pp", f"model.name={self.name} is not known; write model.name=u2pp.")
+        require(self.name in ("u2pp", "omni"), f"model.name={self.name} is not known; write u2pp or omni.")
         require(
             self.encoder.width % self.decoder.heads == 0,
             f"model.encoder.width={self.encoder.width} must be a multiple of model.decoder.heads={self.decoder.heads}.",

@@ -27,8 +27,9 @@ class MoESite:
 
 
 def all_sites(model: ModelConfig) -> tuple[MoESite, ...]:
-    """Every feed-forward layer in network order: two per encoder layer, one per decoder layer."""
-    encoder = [MoESite("encoder", i, slot) for i in range(model.encoder.layers) for slot in ("ffn_in", "ffn_out")]
+    """Every feed-forward layer in network order: two per encoder layer if macaron, one per decoder layer."""
+    slots = ("ffn_in", "ffn_out") if model.encoder.macaron else ("ffn_out",)
+    encoder = [MoESite("encoder", i, slot) for i in range(model.encoder.layers) for slot in slots]
     depths = zip(DECODERS, (model.decoder.layers, model.decoder.reverse_layers), strict=True)
     return (*encoder, *(MoESite(stack, i, "ffn_out") for stack, depth in depths for i in range(depth)))
 

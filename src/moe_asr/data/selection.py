@@ -8,6 +8,7 @@ import torch
 from lhotse.cut import Cut
 
 from moe_asr.config.data import AugmentConfig, DataConfig, FeaturesConfig, TokenUnit
+from moe_asr.config.model import Subsampling
 from moe_asr.data.manifest import Problem, Utterance, describe
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
@@ -31,6 +32,7 @@ def select_for_training(
     data: DataConfig,
     features: FeaturesConfig,
     augment: AugmentConfig,
+    subsampling: Subsampling = Subsampling.conv2d,
 ) -> tuple[list[Cut], list[list[int]], list[Problem]]:
     """The usable utterances with their tokens, and the others with the reason each is left out.
 
@@ -40,7 +42,8 @@ def select_for_training(
     tokens_of: list[list[int]] = []
     problems: list[Problem] = []
     samples = torch.tensor([int(cut.duration / max(augment.speeds) * features.sample_rate) for cut in cuts])
-    frames = frame_lengths(LogMel(features).feature_lengths(samples) - augment.trim_frames).tolist()
+    features_left = LogMel(features).feature_lengths(samples) - augment.trim_frames
+    frames = frame_lengths(features_left, subsampling).tolist()
     for cut, frames_at_least in zip(cuts, frames, strict=True):
         text = target_text(describe(cut), tokenizer.unit)
         tokens = tokenizer.encode(text)

@@ -4,7 +4,7 @@ Matrix products and convolutions as this program computes them, a multiply-add b
 softmax and the beam are not counted. Attention counts every pair that is computed, whether masked or not.
 """
 
-from moe_asr.config.model import ModelConfig, MoEConfig
+from moe_asr.config.model import ModelConfig, MoEConfig, Positions, Subsampling
 from moe_asr.config.placement import moe_sites
 from moe_asr.models.encoder import FULL_CONTEXT
 from moe_asr.modules.subsampling import FACTOR, OVERLAP, frame_lengths
@@ -21,7 +21,8 @@ def encoder(
 
     Parts: subsampling, attention (with relative positions), convolution, feed-forward, router.
     """
-    config, frames = model.encoder, frame_lengths(feature_frames)
+    config = model.encoder
+    frames, overlap = frame_lengths(feature_frames, config.subsampling), OVERLAP[config.subsampling]
     width, channels = config.width, config.subsampling_channels or config.width
     bins1 = (mel_bins - 1) // 2
     bins2 = (bins1 - 1) // 2
@@ -29,14 +30,16 @@ def encoder(
     windows, pairs = [feature_frames], frames**2
     if size < frames:
         chunks = [(min(size, frames - first), first) for first in range(0, frames, size)]
-        windows = [FACTOR * n + OVERLAP for n, _ in chunks]
+        windows = [FACTOR * n + overlap for n, _ in chunks]
         pairs = sum(n * (n + min(first, past)) for n, first in chunks)
     rows1 = sum((window - 1) // 2 for window in windows)
+    convolutions = 9 * channels * (rows1 * bins1 + frames * bins2 * channels) + frames * bins2 * channels * width
+    projections = 5 if config.positions is Positions.relative else 4
     return {
-        "subsampling": 9 * channels * (rows1 * bins1 + frames * bins2 * channels) + frames * bins2 * channels * width,
-        "attention": config.layers * (5 * frames * width**2 + 2 * pairs * width),
-        "convolution": config.layers * frames * width * (3 * width + config.kernel),
-        **_feed_forward(model, moe, "encoder", 2 * config.layers, frames, config.ffn_width),
+        "subsampling": FACTOR * frames * mel_bins * width if config.subsampling is Subsampling.stack else convolutions,
+        "attention": config.layers * (projections * frames * width**2 + 2 * pairs * width),
+        "convolution": config.layers * frames * width * (3 * width + config.kernel) if config.kernel else 0,
+        **_feed_forward(model, moe, "encoder", (1 + config.macaron) * config.layers, frames, config.ffn_width),
     }
 
 

@@ -54,7 +54,7 @@ class DecoderLayer(nn.Module):
         cache: Tensor | None,
     ) -> tuple[Tensor, RoutingTrace, Tensor]:
         """x (H,U,d), memory of B utterances: H / B adjoining rows each -> (H,U,d), routing, self-attention cache."""
-        y, cache = self.self_attention(self.norm_self(x), past, cache)
+        y, (cache,) = self.self_attention(self.norm_self(x), None, past, None if cache is None else (cache,))
         x = x + self.dropout(y)
         queries = self.norm_cross(x).reshape(len(memory), -1, x.shape[-1])  # one long row per utterance
         x = x + self.dropout(self.cross_attention(queries, memory, mask).view_as(x))
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         return self.output(self.norm(x)), trace
 
     def start(self, hypotheses: int) -> DecoderState:
-        return tuple(layer.self_attention.empty_cache(hypotheses) for layer in self.layers)
+        return tuple(layer.self_attention.empty_cache(hypotheses)[0] for layer in self.layers)
 
     def step(
         self,
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         """tokens (H,U), of which the first is at position `first`, after the last layer."""
         positions = first + torch.arange(tokens.shape[1], device=tokens.device)
         past = torch.arange(first + tokens.shape[1], device=tokens.device) <= positions.unsqueeze(1)
-        x = self.positions(self.embedding(tokens), positions)
+        x, _ = self.positions(self.embedding(tokens), positions)
         side = side.at(positions, repeats=len(tokens) // len(memory.layers[0]))
         trace: RoutingTrace = ()
         after = []

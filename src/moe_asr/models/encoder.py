@@ -1,4 +1,4 @@
-"""The Conformer encoder of U2++: one layer code path, offline under a mask or chunk by chunk with a state."""
+"""The encoder, a Conformer or a Transformer: one layer code path, offline under a mask or chunk by chunk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,24 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_asr.config.model import EncoderConfig
+from moe_asr.config.model import EncoderConfig, Positions
 from moe_asr.config.placement import MoESite
 from moe_asr.errors import InputError
-from moe_asr.modules.attention import RelativeSelfAttention
+from moe_asr.modules.attention import RelativeSelfAttention, SelfAttention
 from moe_asr.modules.cmvn import Cmvn
 from moe_asr.modules.convolution import ConvolutionModule
 from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side, SiteTrace, concatenate
 from moe_asr.modules.moe.sharing import Routers
-from moe_asr.modules.positions import RelativePositions
-from moe_asr.modules.subsampling import FACTOR, OVERLAP, Subsampling, frame_lengths
+from moe_asr.modules.positions import make_positions
+from moe_asr.modules.subsampling import FACTOR, OVERLAP, frame_lengths, make_subsampling
 from moe_asr.tensors import Chunking, chunk_mask, lengths_to_mask
 
 FULL_CONTEXT = Chunking()
 NO_ROUTERS: Routers = {}
 
 LayerState = tuple[Tensor, ...]
-"""Attention keys, values and position scores (B,K,...), convolution history (B,k-1,d); the newest frame is last."""
+"""Of attention (B,K,...), then the convolution's history (B,k-1,d) if any; the newest frame is last."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,48 @@ class EncoderState:
 
 
 class EncoderLayer(nn.Module):
-    """Half feed-forward, self-attention, convolution, half feed-forward (arXiv 2005.08100), each after a norm."""
+    """Half feed-forward, self-attention, convolution, half feed-forward (arXiv 2005.08100), each after a norm.
+
+    Of these, half a feed-forward and the convolution may be left out; without both it is a pre-norm Transformer layer.
+    """
 
     def __init__(self, config: EncoderConfig, index: int, feed_forward: Callable[[MoESite], nn.Module]) -> None:
         super().__init__()
         width = config.width
+        self.macaron, self.convolutional = config.macaron, config.kernel is not None
         self.sites = MoESite("encoder", index, "ffn_in"), MoESite("encoder", index, "ffn_out")
-        self.norm_ffn_in, self.ffn_in = nn.LayerNorm(width), feed_forward(self.sites[0])
+        if config.macaron:
+            self.norm_ffn_in, self.ffn_in = nn.LayerNorm(width), feed_forward(self.sites[0])
         self.norm_attention = nn.LayerNorm(width)
-        self.attention = RelativeSelfAttention(width, config.heads, config.attention_dropout)
-        self.norm_convolution = nn.LayerNorm(width)
-        self.convolution = ConvolutionModule(width, config.kernel, config.causal, config.conv_norm, config.activation)
+        self.attention: RelativeSelfAttention | SelfAttention
+        if config.positions is Positions.relative:
+            self.attention = RelativeSelfAttention(width, config.heads, config.attention_dropout)
+        else:
+            self.attention = SelfAttention(width, config.heads, config.attention_dropout, config.attention_bias)
+        if config.kernel is not None:
+            self.norm_convolution = nn.LayerNorm(width)
+            self.convolution = ConvolutionModule(
+                width, config.kernel, config.causal, config.conv_norm, config.activation
+            )
         self.norm_ffn_out, self.ffn_out = nn.LayerNorm(width), feed_forward(self.sites[1])
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if config.macaron or self.convolutional else nn.Identity()
         self.dropout = Dropout(config.dropout)
 
     def start(self, streams: int) -> LayerState:
-        return *self.attention.empty_cache(streams), self.convolution.empty_history(streams)
+        history = (self.convolution.empty_history(streams),) if self.convolutional else ()
+        return *self.attention.empty_cache(streams), *history
+
+    def restart(self, state: LayerState, ended: Tensor) -> LayerState:
+        """Where a stream `ended` (B,): the history of a fresh one; its attention never looks at negative positions."""
+        if not self.convolutional:
+            return state
+        fresh = self.convolution.empty_history(len(ended))
+        return *state[:-1], fresh.where(ended[:, None, None], state[-1])
 
     def forward(
         self,
         x: Tensor,
-        positions: Tensor,
+        positions: Tensor | None,
         valid: Tensor,
         mask: Tensor | None,
         routers: Routers,
@@ -86,34 +106,40 @@ class EncoderLayer(nn.Module):
         state: LayerState | None,
     ) -> tuple[Tensor, RoutingTrace, LayerState]:
         """x (B,N,d) -> (B,N,d), the routing of this layer's MoE sites, and the state with the new frames appended."""
-        cache, history = (None, None) if state is None else (state[:3], state[3])
-        y, routing_in = self.ffn_in(self.norm_ffn_in(x), valid, self.sites[0], routers.get(self.sites[0]), side)
-        x = torch.add(x, self.dropout(y), alpha=0.5)
-        y, cache = self.attention(self.norm_attention(x), positions, mask, cache)
+        caches = None if state is None else state[:-1] if self.convolutional else state
+        share, trace, history = 0.5 if self.macaron else 1.0, [], ()
+        if self.macaron:
+            y, routing = self.ffn_in(self.norm_ffn_in(x), valid, self.sites[0], routers.get(self.sites[0]), side)
+            x = torch.add(x, self.dropout(y), alpha=share)
+            trace.append((self.sites[0], routing))
+        y, caches = self.attention(self.norm_attention(x), positions, mask, caches)
         x = x + self.dropout(y)
-        y, history = self.convolution(self.norm_convolution(x), valid, history)
-        x = x + self.dropout(y)
-        y, routing_out = self.ffn_out(self.norm_ffn_out(x), valid, self.sites[1], routers.get(self.sites[1]), side)
-        x = self.norm(torch.add(x, self.dropout(y), alpha=0.5))
-        decided = zip(self.sites, (routing_in, routing_out), strict=True)
-        trace = tuple(SiteTrace(site, routing, valid) for site, routing in decided if routing is not None)
-        return x, trace, (*cache, history)
+        if self.convolutional:
+            y, *history = self.convolution(self.norm_convolution(x), valid, None if state is None else state[-1])
+            x = x + self.dropout(y)
+        y, routing = self.ffn_out(self.norm_ffn_out(x), valid, self.sites[1], routers.get(self.sites[1]), side)
+        x = self.norm(torch.add(x, self.dropout(y), alpha=share))
+        trace.append((self.sites[1], routing))
+        decided = tuple(SiteTrace(site, routing, valid) for site, routing in trace if routing is not None)
+        return x, decided, (*caches, *history)
 
 
 class Encoder(nn.Module):
     """feed_forward: makes the feed-forward layer of a site, dense or MoE."""
 
-    frame_lengths = staticmethod(frame_lengths)
     layers: Sequence[EncoderLayer]
 
     def __init__(self, config: EncoderConfig, mel_bins: int, feed_forward: Callable[[MoESite], nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.cmvn = Cmvn(mel_bins)
-        self.subsampling = Subsampling(mel_bins, config.width, config.subsampling_channels or config.width)
-        self.positions = RelativePositions(config.position_dropout)
+        self.subsampling, self.overlap = make_subsampling(config, mel_bins), OVERLAP[config.subsampling]
+        self.positions = make_positions(config)
         self.layers = nn.ModuleList(EncoderLayer(config, i, feed_forward) for i in range(config.layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width)
+
+    def frame_lengths(self, feature_lengths: Tensor) -> Tensor:
+        return frame_lengths(feature_lengths, self.config.subsampling)
 
     def forward(
         self,
@@ -130,9 +156,9 @@ class Encoder(nn.Module):
         convolution or a router looks ahead.
         """
         self._refuse_lookahead(chunking, routers)
-        missing = FACTOR + OVERLAP - features.shape[1]  # not even one frame: encode one, which is not valid
+        missing = FACTOR + self.overlap - features.shape[1]  # not even one frame: encode one, which is not valid
         x = self.subsampling(self.cmvn(F.pad(features, (0, 0, 0, missing)) if missing > 0 else features))
-        size, lengths = x.shape[1], frame_lengths(feature_lengths)
+        size, lengths = x.shape[1], self.frame_lengths(feature_lengths)
         positions = torch.arange(size, device=x.device)
         valid, mask = lengths_to_mask(lengths, size), None
         if chunking.size is not None and chunking.size < size:
@@ -161,7 +187,8 @@ class Encoder(nn.Module):
         """Takes any number of new feature frames per stream: features (B,T,F), feature_lengths (B,); 0 = idle.
 
         Every chunk that is complete is encoded, the rest waits in the state; a chunk of n frames is complete once
-        4n+3 feature frames have come since its beginning, of which the last 3 serve the next chunk too. finish (B,):
+        4n+3 feature frames (4n where they are stacked) have come since its beginning, of which the last 3 serve the
+        next chunk too. finish (B,):
         True where the stream ends here, so that its last, shorter chunk is encoded as well; its place is then fresh
         for another stream. Returns the new frames (B,N,d) of each stream, N = 0 if none has any, and the new state.
         """
@@ -171,13 +198,13 @@ class Encoder(nn.Module):
         used = torch.zeros_like(waiting)
         outputs = [EncoderOutput(self.norm.weight.new_zeros(len(features), 0, self.config.width), used, ())]
         while True:
-            ready = frame_lengths(waiting - used)
+            ready = self.frame_lengths(waiting - used)
             whole = ready.max() if state.chunking.size is None else state.chunking.size
             take = ready.clamp(max=whole).where(finish | (ready >= whole) & (state.chunking.size is not None), 0)
             if not bool(take.any()):
                 break
             output, state = self._chunk(
-                _cut(pending, used, FACTOR * int(take.max()) + OVERLAP), take, state, routers, side
+                _cut(pending, used, FACTOR * int(take.max()) + self.overlap), take, state, routers, side
             )
             outputs.append(output)
             used = used + FACTOR * take
@@ -190,8 +217,7 @@ class Encoder(nn.Module):
         )
         layers = state.layers
         if bool(finish.any()):  # cached keys of the former stream have negative positions from now on: masked
-            ended, fresh = finish[:, None, None], [layer.start(len(finish)) for layer in self.layers]
-            layers = tuple((*old[:3], new[3].where(ended, old[3])) for old, new in zip(layers, fresh, strict=True))
+            layers = tuple(layer.restart(old, finish) for layer, old in zip(self.layers, layers, strict=True))
         positions = state.positions.masked_fill(finish, 0)
         rest = _cut(pending, used, int(waiting.max()))
         return output, EncoderState(state.chunking, rest, waiting, positions, layers)
@@ -212,7 +238,8 @@ class Encoder(nn.Module):
         keep = int((state.positions + take).max())
         if state.chunking.size is not None and state.chunking.left is not None:
             keep = min(keep, state.chunking.left * state.chunking.size)
-        keeps = keep, keep, keep, self.config.kernel - 1
+        history = () if self.config.kernel is None else (self.config.kernel - 1,)
+        keeps = (*(keep,) * (len(layers[0]) - len(history)), *history)
         # Slots older than a stream hold anything: their position is negative.
         missing = None if bool((take == size).all()) else size - take
         layers = tuple(
@@ -247,7 +274,7 @@ class Encoder(nn.Module):
     def _refuse_lookahead(self, chunking: Chunking, routers: Routers) -> None:
         if chunking.size is None:
             return
-        if not self.config.causal:
+        if not self.config.causal and self.config.kernel is not None:
             raise InputError(
                 "encoder.causal=false lets the convolution look ahead, which chunks forbid: "
                 "use full context, or train with encoder.causal=true."

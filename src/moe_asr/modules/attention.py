@@ -35,7 +35,8 @@ def attend(
 
 
 KeyCache = tuple[Tensor, ...]
-"""What a relative self-attention keeps of past frames: keys and values (B,K,h,c), position scores (B,K,h)."""
+"""What self-attention keeps of the past: keys and values together (B,K,2,h,c), or apart where positions are relative,
+(B,K,h,c) each, and position scores (B,K,h)."""
 
 
 class RelativeSelfAttention(nn.Module):
@@ -81,24 +82,38 @@ class RelativeSelfAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Plain self-attention, of decoders."""
+    """Plain self-attention: of decoders, and of encoders whose positions are in the input or rotary."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias)
+        self.out = nn.Linear(width, width, bias)
 
-    def empty_cache(self, rows: int) -> Tensor:
+    def empty_cache(self, rows: int) -> KeyCache:
         weight = self.out.weight
-        return weight.new_zeros(rows, 0, 2, self.heads, weight.shape[1] // self.heads)
+        return (weight.new_zeros(rows, 0, 2, self.heads, weight.shape[1] // self.heads),)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B,U,d), mask (U,K+U), cache of K earlier keys and values (B,K,2,h,c) -> (B,U,d) and all of them."""
+    def forward(
+        self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: KeyCache | None = None
+    ) -> tuple[Tensor, KeyCache]:
+        """x (B,U,d), mask broadcastable to (B,1,U,K+U), cache of K earlier keys and values -> (B,U,d) and all of them.
+
+        rotation: of queries and keys, from `RotaryPositions`.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        kv = qkv[:, :, 1:] if cache is None else torch.cat([cache, qkv[:, :, 1:]], 1)
+        if rotation is not None:
+            qkv = torch.cat([_rotate(qkv[:, :, :2], rotation), qkv[:, :, 2:]], 2)
+        kv = qkv[:, :, 1:] if cache is None else torch.cat([cache[0], qkv[:, :, 1:]], 1)
         q, (k, v) = qkv[:, :, 0], kv.unbind(2)
-        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0)), kv
+        return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0)), (kv,)
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x (B,N,2,h,c): its first and second half are the real and imaginary parts of what is rotated."""
+    cosine, sine = rotation.unsqueeze(-2).unsqueeze(-2).unbind(-4)
+    real, imaginary = x.chunk(2, -1)
+    return torch.cat([real * cosine - imaginary * sine, real * sine + imaginary * cosine], -1)
 
 
 class CrossAttention(nn.Module):

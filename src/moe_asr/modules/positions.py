@@ -1,10 +1,14 @@
-"""Sinusoidal positions, computed for the positions asked: no table, hence no longest utterance."""
+"""Where frames and tokens are, computed for the positions asked: no table, hence no longest utterance.
+
+Each kind maps (x (B,N,d), positions (N,) or (B,N)) to the x that goes in and what the attention is told besides.
+"""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
+from moe_asr.config.model import EncoderConfig, Positions
 from moe_asr.modules.dropout import Dropout
 
 
@@ -19,7 +23,7 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
 
 
 class RelativePositions(nn.Module):
-    """Leaves the position to the attention: (x (B,N,d), positions (N,) or (B,N)) -> (scaled x, sinusoids)."""
+    """Leaves the position to the attention: (scaled x, sinusoids)."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -31,12 +35,48 @@ class RelativePositions(nn.Module):
 
 
 class AbsolutePositions(nn.Module):
-    """Adds the position to the input: (x (B,N,d), positions (N,) or (B,N)) -> (B,N,d)."""
+    """Adds the position to the input.
 
-    def __init__(self, dropout: float) -> None:
+    shift (positions), scale: augmentation in training (CAPE, arXiv 2106.03143, section 3.1): the positions of an
+    utterance move together by up to `shift`, each by up to half a position, and all stretch by up to `scale`.
+    """
+
+    def __init__(self, dropout: float, shift: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
+        self.dropout, self.shift, self.log_scale = Dropout(dropout), shift, math.log(scale)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, None]:
         width = x.shape[-1]
-        return self.dropout(x * width**0.5 + sinusoids(positions, width).to(x.dtype))
+        if self.training and self.shift > 0:
+            together = torch.rand(2, len(x), 1, device=x.device) * 2 - 1
+            alone = torch.rand(x.shape[:2], device=x.device) - 0.5
+            positions = (positions + self.shift * together[0] + alone) * (self.log_scale * together[1]).exp()
+        return self.dropout(x * width**0.5 + sinusoids(positions, width).to(x.dtype)), None
+
+
+class RotaryPositions(nn.Module):
+    """Leaves the position to the attention: (scaled x, cosines and sines (N,2,c/2) or (B,N,2,c/2) of its angles).
+
+    c: the width of a head (RoFormer, arXiv 2104.09864, section 3.2.2).
+    """
+
+    def __init__(self, dropout: float, head_width: int) -> None:
+        super().__init__()
+        self.dropout, self.head_width = Dropout(dropout), head_width
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        even = torch.arange(0, self.head_width, 2, device=x.device, dtype=torch.float64)
+        angles = positions.unsqueeze(-1) * torch.exp(even * (-math.log(10000.0) / self.head_width))
+        return self.dropout(x * x.shape[-1] ** 0.5), torch.stack([angles.cos(), angles.sin()], -2).to(x.dtype)
+
+
+def make_positions(config: EncoderConfig) -> nn.Module:
+    match config.positions:
+        case Positions.relative:
+            return RelativePositions(config.position_dropout)
+        case Positions.rotary:
+            return RotaryPositions(config.position_dropout, config.width // config.heads)
+        case Positions.sinusoidal:
+            return AbsolutePositions(config.position_dropout)
+        case Positions.cape:
+            return AbsolutePositions(config.position_dropout, config.cape_shift, config.cape_scale)

@@ -1,25 +1,27 @@
-"""Feature frames (10 ms) -> frames (40 ms) by two strided convolutions without padding."""
+"""Feature frames (10 ms) -> frames (40 ms): two strided convolutions without padding, or stacking."""
 
 from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.config.model import EncoderConfig, Subsampling
+
 FACTOR = 4
 """Feature frames per frame."""
-OVERLAP = 3
+OVERLAP = {Subsampling.conv2d: 3, Subsampling.stack: 0}
 """Feature frames that two neighbouring windows share: n frames are made of ``FACTOR * n + OVERLAP``."""
 
 Count = TypeVar("Count", int, Tensor)
 
 
-def frame_lengths(feature_lengths: Count) -> Count:
-    """How many frames so many feature frames give; the first needs 7, each further one 4."""
-    frames = (feature_lengths - OVERLAP) // FACTOR
+def frame_lengths(feature_lengths: Count, subsampling: Subsampling) -> Count:
+    """How many frames so many feature frames give."""
+    frames = (feature_lengths - OVERLAP[subsampling]) // FACTOR
     return frames.clamp(min=0) if isinstance(frames, Tensor) else max(frames, 0)
 
 
-class Subsampling(nn.Module):
+class ConvolutionalSubsampling(nn.Module):
     """(B,T,F) -> (B,N,d) with ``N = frame_lengths(T)``: two 3x3 convolutions of stride 2, then a projection.
 
     Needs ``T >= 7``.
@@ -40,3 +42,21 @@ class Subsampling(nn.Module):
         # The projection expects channel-major inputs; permuting its weight is cheaper than permuting x.
         weight = self.project.weight.unflatten(1, (-1, x.shape[2])).transpose(1, 2).flatten(1)
         return F.linear(x.flatten(2), weight, self.project.bias)
+
+
+class FrameStacking(nn.Module):
+    """(B,T,F) -> (B,N,d) with ``N = T // 4``: a linear map of four feature frames side by side (arXiv 2507.05724)."""
+
+    def __init__(self, mel_bins: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(FACTOR * mel_bins, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        whole = features.shape[1] // FACTOR * FACTOR
+        return self.project(features[:, :whole].unflatten(1, (-1, FACTOR)).flatten(2))
+
+
+def make_subsampling(config: EncoderConfig, mel_bins: int) -> nn.Module:
+    if config.subsampling is Subsampling.stack:
+        return FrameStacking(mel_bins, config.width)
+    return ConvolutionalSubsampling(mel_bins, config.width, config.subsampling_channels or config.width)

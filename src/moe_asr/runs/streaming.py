@@ -20,7 +20,7 @@ from moe_asr.decoding.search import ctc_log_probs, prefix_beam, search
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio, read_header, resample
 from moe_asr.models.encoder import EncoderOutput, EncoderState
-from moe_asr.modules.subsampling import FACTOR, OVERLAP
+from moe_asr.modules.subsampling import FACTOR
 from moe_asr.runs.transcripts import FRAME_SECONDS, Segment, Transcript, joined
 from moe_asr.tensors import Chunking
 
@@ -174,7 +174,7 @@ class Session:
 
     def _lacking(self) -> int:
         """Feature frames that the next chunk waits for."""
-        return FACTOR * self._chunk + OVERLAP - self._utterance.encoder.pending.shape[1]
+        return FACTOR * self._chunk + self._recognizer.model.encoder.overlap - self._utterance.encoder.pending.shape[1]
 
     def _encode(self, samples: Tensor, feature_frames: int, finish: bool = False) -> None:
         """Adds the frames that so many feature frames from the beginning of the samples complete."""

@@ -141,7 +141,9 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
             f"{config.data.path} was prepared anew since this run began, so it cannot go on; "
             f"prepare it as before, or start over in another runs= folder."
         )
-    usable, tokens, problems = select_for_training(cuts, tokenizer, config.data, config.features, config.augment)
+    usable, tokens, problems = select_for_training(
+        cuts, tokenizer, config.data, config.features, config.augment, config.model.encoder.subsampling
+    )
     if not usable:
         raise InputError(f"No training utterance can be used: {summary(problems, len(cuts))}.")
     if not dev:
