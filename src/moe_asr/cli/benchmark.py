@@ -14,7 +14,7 @@ CONFIG = BenchmarkConfig
 
 
 def run(config: BenchmarkConfig) -> None:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from pathlib import Path
 
     import torch
@@ -50,7 +50,8 @@ def run(config: BenchmarkConfig) -> None:
         results = {"rows": [asdict(row) for row in rows]}
     if config.out:
         receipt = {"kind": config.kind.value, "machine": machine(), "clock": clock, "peaks": asdict(peaks)}
-        write_json(Path(config.out), receipt | results | environment() | {"config": to_plain(config)})
+        options = to_plain(replace(config, out=None))
+        write_json(Path(config.out), {**receipt, **results, **environment(), "config": options})
 
 
 def _profile_table(profile: "Profile") -> str:
