@@ -67,17 +67,14 @@ class RelativeSelfAttention(nn.Module):
 
         Returns (B,N,d) and the cache with the new frames at its end.
         """
-        width = x.shape[-1]
-        bias = self.qkv.bias + F.pad(self.content_bias.flatten(), (0, 2 * width))
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
-        q, keys, values = qkv.unbind(2)
+        q, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         p = self.position(positions).unflatten(-1, (self.heads, -1))
         keys = keys + p
         scores = ((self.position_bias - self.content_bias) * p).sum(-1) * q.shape[-1] ** -0.5
         if cache is not None:
             keys, values, scores = (torch.cat(pair, 1) for pair in zip(cache, (keys, values, scores), strict=True))
         bias = scores.mT.unsqueeze(-2)  # (h,1,K) or (B,h,1,K)
-        y = attend(q, keys, values, mask, bias, self.dropout if self.training else 0.0)
+        y = attend(q + self.content_bias, keys, values, mask, bias, self.dropout if self.training else 0.0)
         return self.out(y), (keys, values, scores)
 
 

@@ -4,12 +4,12 @@ Nothing here knows gradients, and nothing belongs in a checkpoint: pack after lo
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.model import require
@@ -18,8 +18,8 @@ Linear = Callable[[Tensor], Tensor]
 
 LAYOUT_ROWS = 64
 """The number of rows that oneDNN lays weights out for; any from 16 to 256 is equally fast, and 1 is slow."""
-WARM_ROWS = 256
-"""Kernels for up to so many rows are compiled when weights of a new shape are packed, others when they are needed."""
+WARM_ROWS = 128
+"""Up to which `compile_kernels` works ahead."""
 FUSED: dict[Callable[[Tensor], Tensor] | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", F.gelu: "gelu"}
 """oneDNN's names of what it computes on results before it stores them."""
 CENTRED, AFTER_ACTIVATION = 0.5, 0.19
@@ -52,8 +52,38 @@ def pack_linear(
     if precision is InferencePrecision.int8:
         return _quantized(weight, bias, activation, negative_share)
     dtype = torch.float32 if precision is InferencePrecision.fp32 else torch.bfloat16
-    _compile(*weight.shape, dtype, activation)
     return _reordered(weight.to(dtype), bias.to(dtype), activation)
+
+
+class PackedLinear(nn.Linear):
+    """What `pack_linears` makes of an nn.Linear in place: the parameters are the same, and rule where gradients are
+    wanted, and once they change."""
+
+    packed: Linear
+    packed_from: "Identity"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or identity(self) != self.packed_from:
+            return super().forward(x)
+        return self.packed(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+
+def pack_linears(model: nn.Module, precision: InferencePrecision, skipped: Container[nn.Module]) -> None:
+    """Packs every nn.Linear of a model but those skipped. Raises InputError where the machine lacks the kernels."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module not in skipped:
+            bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+            module.__class__ = PackedLinear
+            assert isinstance(module, PackedLinear)
+            module.packed, module.packed_from = pack_linear(module.weight, bias, precision), identity(module)
+
+
+Identity = list[tuple[int, int]]
+
+
+def identity(module: nn.Module) -> Identity:
+    """Differs once a parameter of the module has been changed, loaded or moved."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in module.parameters()]
 
 
 def bucket(rows: int) -> int:
@@ -76,11 +106,13 @@ def _reordered(weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tens
 
 
 @cache
-def _compile(outputs: int, inputs: int, dtype: torch.dtype, activation: Callable[[Tensor], Tensor] | None) -> None:
-    """Half a millisecond per kernel that the first utterances would otherwise wait for."""
-    linear = _reordered(torch.zeros(outputs, inputs, dtype=dtype), torch.zeros(outputs, dtype=dtype), activation)
+def compile_kernels(
+    outputs: int, inputs: int, precision: InferencePrecision, activation: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Meets every `bucket` once, which takes a millisecond each, where the number of rows will change all the time."""
+    linear = pack_linear(torch.zeros(outputs, inputs), torch.zeros(outputs), precision, activation)
     for rows in sorted({bucket(rows) for rows in range(1, WARM_ROWS + 1)}):
-        linear(torch.zeros(rows, inputs, dtype=dtype))
+        linear(torch.zeros(rows, inputs))
 
 
 def _quantized(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
 from moe_asr.modules.dropout import Dropout
-from moe_asr.modules.packed import AFTER_ACTIVATION, pack_linear
+from moe_asr.modules.packed import AFTER_ACTIVATION, compile_kernels, identity, pack_linear
 
 
 class Experts(nn.Module):
@@ -119,7 +119,10 @@ def pack(experts: Experts, precision: InferencePrecision) -> Backend:
 
     So it does where gradients are wanted. Raises InputError where the machine lacks the kernels.
     """
-    packed_from = _identity(experts)
+    packed_from = identity(experts)
+    _, hidden, width = experts.w_in.shape
+    compile_kernels(hidden, width, precision, experts.activation)
+    compile_kernels(width, hidden, precision)
     dtype = torch.bfloat16 if precision is InferencePrecision.bf16 else torch.float32
     networks = [
         (
@@ -134,15 +137,11 @@ def pack(experts: Experts, precision: InferencePrecision) -> Backend:
         return linear_out(linear_in(x.to(dtype)))
 
     def packed(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or _identity(experts) != packed_from:
+        if torch.is_grad_enabled() or identity(experts) != packed_from:
             return sorted_rows(experts, rows, expert_ids, weights)
         return _in_order(feed_forward, len(networks), rows, expert_ids, weights)
 
     return packed
-
-
-def _identity(experts: Experts) -> list[tuple[int, int]]:
-    return [(p.data_ptr(), p._version) for p in experts.parameters()]
 
 
 BACKENDS: dict[str, Callable[[Experts], Backend]] = {

@@ -1,0 +1,92 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from moe_asr.config.inference import ExpertBackend, InferencePrecision
+from moe_asr.errors import InputError
+from moe_asr.models import inference
+from moe_asr.models.inference import prepare
+from moe_asr.modules import packed
+from moe_asr.modules.moe.experts import Experts, loop, sorted_rows
+from moe_asr.modules.packed import PackedLinear
+
+ERROR = {InferencePrecision.fp32: 1e-5, InferencePrecision.bf16: 5e-2, InferencePrecision.int8: 2e-1}
+"""Relative, in norm, of log probabilities of a random model, after all its layers."""
+
+
+@pytest.fixture(params=["dense", "per_layer", "shared"])
+def model(request, make_model):
+    return make_model(request.param).float()
+
+
+def outputs(model, batch):
+    """What CTC and a decoder say, and the routing."""
+    encoded = model.encode(batch.features.float(), batch.feature_lengths)
+    decoder = model.decoders["left_to_right"]
+    memory = decoder.memory(encoded)
+    logits, trace = decoder(batch.tokens.clamp(min=0), batch.token_lengths, memory, routers=model.routers)
+    return model.ctc_log_probs(encoded.frames), logits, encoded.routing + trace
+
+
+@pytest.mark.parametrize("precision", list(InferencePrecision))
+def test_a_prepared_model_says_the_same(model, batch, precision):
+    if not packed.supported(precision):
+        pytest.skip(f"no {precision} kernels on this machine")
+    state = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        expected = outputs(model, batch)
+        prepare(model, precision)
+        found = outputs(model, batch)
+    for one, two in zip(found[:2], expected[:2], strict=True):
+        error = ((one - two).norm() / two.norm()).item()
+        assert error < ERROR[precision]
+        assert error > 1e-4 or precision is InferencePrecision.fp32
+    assert all(site.routing.logits.dtype is torch.float32 for site in found[2])
+    kinds = {type(module) for name, module in model.named_modules() if "routers" in name and name.endswith("project")}
+    assert kinds <= {nn.Linear}
+    packs = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    assert ("encoder.layers.0.attention.qkv" in packs) == (precision is not InferencePrecision.fp32)
+    assert model.state_dict().keys() == state.keys()
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    with_gradients = outputs(model, batch)[0]  # computed by the parameters themselves
+    assert torch.allclose(with_gradients, expected[0], atol=1e-5)
+    with_gradients.sum().backward()
+    assert model.encoder.layers[0].attention.qkv.weight.grad.abs().sum() > 0
+
+
+def test_new_weights_rule(make_model, batch):
+    if not packed.supported(InferencePrecision.int8):
+        pytest.skip("no int8 kernels on this machine")
+    model, other = make_model("shared").float(), make_model("shared").float()
+    with torch.inference_mode():
+        for parameter in other.parameters():
+            parameter.mul_(1.25)
+        prepare(model, InferencePrecision.int8)
+        before = outputs(model, batch)[0]
+        model.load_state_dict(other.state_dict())
+        assert torch.allclose(outputs(model, batch)[0], outputs(other, batch)[0], atol=1e-5)
+        assert not torch.allclose(outputs(model, batch)[0], before, atol=1e-2)
+
+
+def test_backends_are_chosen_by_name_or_by_what_the_machine_can_do(make_model, monkeypatch):
+    model = make_model("shared")
+
+    def chosen(*options):
+        prepare(model, *options)
+        (backend,) = {module.backend for module in model.modules() if isinstance(module, Experts)}
+        return backend
+
+    fp32, bf16 = InferencePrecision.fp32, InferencePrecision.bf16
+    assert chosen(fp32, ExpertBackend.loop) is loop
+    assert chosen(fp32, ExpertBackend.sorted) is sorted_rows
+    with pytest.raises(InputError, match=r"experts=loop computes in fp32: write experts=packed or precision=fp32"):
+        chosen(bf16, ExpertBackend.loop)
+    for module in (inference, packed):
+        monkeypatch.setattr(module, "supported", lambda precision: False)
+    assert chosen() is sorted_rows
+    with pytest.raises(InputError, match=r"precision=bf16 has no kernels on this machine"):
+        chosen(bf16)
+    with pytest.raises(InputError, match=r"write device=cpu"):
+        prepare(make_model("dense").to("meta"), bf16)
