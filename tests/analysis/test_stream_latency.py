@@ -74,13 +74,14 @@ def test_a_grid_has_a_point_for_every_mode_chunk_and_left_context() -> None:
 
 def test_results_say_when_words_are_shown(recognizer: Recognizer, tiny: TrainConfig, tmp_path: Path) -> None:
     decode = DecodeConfig(chunks=[4], batch=8)
-    results = evaluate_splits(recognizer, tiny, ["seen"], decode, tmp_path, (), (2,), latency=True)
+    results = evaluate_splits(recognizer, tiny, ["seen"], decode, tmp_path, (), (2,), streams=3)
     assert list(results) == ["seen", "seen_c4_l2"]
     whole, chunked = (result["latency"] for result in results.values())
     assert chunked["words"] > 0
     assert chunked["first_p50"] <= chunked["settled_p50"] <= chunked["certain_p50"] < whole["settled_p50"]
     assert (whole["first_p50"], whole["revised"]) == (whole["settled_p50"], 0.0)
     assert chunked["stream_rtf"] > 0
+    assert (chunked["streams"], results["seen"]["num_utterances"]) == (3, 8)
     table = results_table({"test": results})
     assert f"words settle {chunked['settled_p50']:.2f} s after they end" in table
     assert "ctc_greedy, chunk 4, left 2;" in table
@@ -92,7 +93,7 @@ def test_latency_needs_words_and_their_times(
     cuts = read_split(digits, "seen")[:2]
     cuts[1].supervisions[0].alignment.pop("word")
     with pytest.raises(InputError, match=f"when the words of {cuts[1].id} end is not known, which latency=true needs"):
-        evaluate_set(recognizer, cuts, tiny, DecodeConfig(), tmp_path / "x.jsonl", latency=True)
+        evaluate_set(recognizer, cuts, tiny, DecodeConfig(), tmp_path / "x.jsonl", streams=2)
     phones = Recognizer.of(recognizer.model, Tokenizer(TokenUnit.phone, recognizer.tokenizer.symbols), tiny)
     with pytest.raises(InputError, match="this model writes phones"):
-        evaluate_set(phones, cuts[:1], tiny, DecodeConfig(), tmp_path / "x.jsonl", latency=True)
+        evaluate_set(phones, cuts[:1], tiny, DecodeConfig(), tmp_path / "x.jsonl", streams=2)

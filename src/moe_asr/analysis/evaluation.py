@@ -53,12 +53,13 @@ def evaluate_splits(
     folder: Path,
     modes: Sequence[DecodeMode] = (),
     lefts: Sequence[int | None] = (),
-    latency: bool = False,
+    streams: int = 0,
 ) -> dict[str, Any]:
     """The result of each split by its name, of each further chunk size as ``<name>_c<size>``, and of each point of
     `grid` in general. A name is without its fold where that leaves no two alike.
 
-    latency: each result also says when words are shown. The hypotheses go to `folder`/hypotheses.
+    streams: so many recordings of a split are also streamed, to say when words are shown. The hypotheses go to
+    `folder`/hypotheses.
     """
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     variants = grid(decode, modes, lefts)
@@ -70,7 +71,7 @@ def evaluate_splits(
             raise InputError(f"The split {split} has no utterance; choose another one.")
         for suffix, variant in variants.items():
             file = folder / "hypotheses" / f"{split.replace('/', '-')}{suffix}.jsonl"
-            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file, latency) | {"split": split}
+            results[name + suffix] = evaluate_set(recognizer, cuts, config, variant, file, streams) | {"split": split}
     return results
 
 
@@ -92,15 +93,15 @@ def evaluate_set(
     config: TrainConfig,
     decode: DecodeConfig,
     file: Path,
-    latency: bool = False,
+    streams: int = 0,
 ) -> dict[str, Any]:
     """Recognises every utterance once and scores the very transcripts that were timed.
 
     Timed: features, encoder, search and text; not reading and resampling the audio. What cannot be read is recognised
-    as nothing, counted and listed. The first batch is run once before, as a warm-up. latency: what was read is then
-    streamed; raises InputError for a corpus that does not know when each word ends.
+    as nothing, counted and listed. The first batch is run once before, as a warm-up. streams: the first so many are
+    then streamed; raises InputError for a corpus that does not know when each of their words ends.
     """
-    ends = word_times(recognizer, cuts) if latency else {}
+    ends = word_times(recognizer, cuts[:streams]) if streams else {}
     seen: list[Latencies] = []
     streamed: list[TimedBatch] = []
     rate = config.features.sample_rate
@@ -121,9 +122,9 @@ def evaluate_set(
         times.append(time)
         routed = measured(routing, routed)
         texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
-        for i, waveform in samples.items() if latency else ():
+        for name, waveform in [(group[i].id, waveform) for i, waveform in samples.items() if group[i].id in ends]:
             shown, time = timed(partial(watch, recognizer, waveform, decode), len(waveform) / rate, recognizer.device)
-            seen.append(latencies(ends[group[i].id], shown))
+            seen.append(latencies(ends[name], shown))
             streamed.append(time)
     if not times:
         raise InputError(f"None of {len(cuts)} utterances can be read: {problems[0].detail}")
@@ -136,9 +137,10 @@ def evaluate_set(
     write_atomically(file, lambda f: f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     receipt = speed_receipt(times, batch=decode.batch, warm_up=1, device=recognizer.device)
     result = test_set_result(scored, normalizer(config.data.normalizer), error_units(config), receipt)
-    if latency:
+    if seen:
         speed = speed_receipt(streamed, batch=1, warm_up=0, device=recognizer.device)
-        result["latency"] = {**latency_result(seen), "block_seconds": BLOCK_SECONDS, "stream_rtf": speed.rtf}
+        heard = {"streams": len(seen), "block_seconds": BLOCK_SECONDS, "stream_rtf": speed.rtf}
+        result["latency"] = latency_result(seen) | heard
     return {
         **result,
         "decode": to_plain(decode),

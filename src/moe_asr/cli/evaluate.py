@@ -7,6 +7,7 @@ CONFIG = EvaluateConfig
 
 def run(config: EvaluateConfig) -> None:
     import dataclasses
+    import sys
     from datetime import datetime
     from pathlib import Path
 
@@ -41,9 +42,10 @@ def run(config: EvaluateConfig) -> None:
     except OSError as error:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
     asked = dataclasses.replace(trained, data=data)
+    streams = (config.streams or sys.maxsize) if config.latency else 0
     results = {
         "test": evaluate_splits(
-            recognizer, asked, data.test, config.decode, folder, config.modes, config.lefts, config.latency
+            recognizer, asked, data.test, config.decode, folder, config.modes, config.lefts, streams
         ),
         "data": data.path,
         "largest_trained_chunk": trained.chunk.largest if trained.chunk.dynamic else None,

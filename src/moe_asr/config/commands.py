@@ -27,7 +27,9 @@ class EvaluateConfig:
     lefts: list[int | None] = field(default_factory=list)
     """Several left contexts of every chunk size, instead of decode.left; null = all: lefts=[2,8,null]."""
     latency: bool = False
-    """Stream every recording too, and tell when its words are shown; needs a corpus that knows when each ends."""
+    """Stream recordings too, and tell when their words are shown; needs a corpus that knows when each ends."""
+    streams: int | None = None
+    """With latency=true: the first so many recordings of every set; null = all."""
     figure: str | None = None
     """An SVG file that shows error rates against latencies."""
     device: str = "cpu"
@@ -38,6 +40,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
+        require(self.streams is None or self.streams >= 1, f"streams={self.streams} must be at least 1, or null.")
         require(self.figure is None or self.latency, "figure= shows latencies: write latency=true too.")
         require(all(left is None or left >= 0 for left in self.lefts), "lefts must be at least 0, or null for all.")
 
