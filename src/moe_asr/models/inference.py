@@ -12,7 +12,7 @@ def prepare(
     precision: InferencePrecision = InferencePrecision.fp32,
     experts: ExpertBackend = ExpertBackend.auto,
 ) -> None:
-    """Packs the experts and, below fp32, every other linear map except the routers', once the model is on its device.
+    """Packs the experts and, below fp32, the linear maps behind the subsampling except the routers', once the model is on its device.
 
     State dict and gradients stay as they are. Raises InputError for what the device cannot do.
     """
@@ -24,5 +24,5 @@ def prepare(
     require(on_cpu or not packed, "Packed weights are for CPUs: write device=cpu, or precision=fp32 experts=sorted.")
     use_backend(model, f"packed_{precision}" if packed else str(experts))
     if not fp32:
-        # The subsampling reorders the weights of its projection itself.
-        pack_linears(model, precision, skipped={*model.routers.modules(), model.encoder.subsampling.project})
+        # The subsampling lays out the weights of its projection itself.
+        pack_linears(model, precision, {*model.routers.modules(), *model.encoder.subsampling.modules()})
