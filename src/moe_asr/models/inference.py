@@ -14,7 +14,8 @@ def prepare(
 ) -> None:
     """Packs the experts, and below fp32 the other linear maps but those of routers and subsampling.
 
-    Call it once the model is on its device. State dict and gradients stay as they are. Raises InputError for what the device cannot do.
+    Call it once the model is on its device. State dict and gradients stay as they are. Raises InputError for what the
+    device cannot do.
     """
     check_computing(precision, experts)
     on_cpu, fp32 = next(model.parameters()).is_cpu, precision is InferencePrecision.fp32
