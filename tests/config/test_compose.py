@@ -110,6 +110,7 @@ def test_folds_name_the_splits() -> None:
 PAIRED = {  # options whose neighbours allow only some values
     "model.encoder.kernel": 17,
     "lefts": [2, None],
+    "experts": "packed",
     "optim.betas": [0.8, 0.9],
     "model.encoder.cape_scale": 1.2,
     "model.encoder.positions": "cape",

@@ -25,7 +25,7 @@ def run(config: EvaluateConfig) -> None:
     normalizer(config.normalizer or "none")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    recognizer = Recognizer.load(config.run, config.device)
+    recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
     trained = recognizer.config
     data = dataclasses.replace(
         trained.data,
@@ -49,6 +49,8 @@ def run(config: EvaluateConfig) -> None:
         ),
         "data": data.path,
         "largest_trained_chunk": trained.chunk.largest if trained.chunk.dynamic else None,
+        "precision": config.precision,
+        "experts": config.experts,
         **environment(),
     }
     write_json(folder / "results.json", results)

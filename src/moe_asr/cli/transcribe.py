@@ -32,7 +32,7 @@ def run(config: TranscribeConfig) -> None:
         raise InputError("Which audio? Write: moe-asr transcribe RUN AUDIO...")
     if config.format in (Format.srt, Format.vtt) and len(config.audio) > 1:
         raise InputError(f"format={config.format} makes one file of one: give a single AUDIO.")
-    recognizer = Recognizer.load(config.run, config.device)
+    recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
     failed, rows = [], []
     for file in config.audio:
         screen = Screen(file, f"{file}\t" if len(config.audio) > 1 else "", config.format)

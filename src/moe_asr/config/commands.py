@@ -6,6 +6,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from moe_asr.config.decode import DecodeConfig, DecodeMode
+from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import require
 from moe_asr.config.program import TrainConfig
 
@@ -33,12 +34,16 @@ class EvaluateConfig:
     figure: str | None = None
     """An SVG file that shows error rates against latencies."""
     device: str = "cpu"
+    precision: InferencePrecision = InferencePrecision.fp32
+    """bf16 and int8 are faster on CPUs, and need a second copy of the weights."""
+    experts: ExpertBackend = ExpertBackend.auto
     threads: int = 1
     """CPU threads; part of every RTF."""
     out: str | None = None
     """Folder of results.json and the hypotheses; null = evaluations/<date>-<time> in the run directory."""
 
     def __post_init__(self) -> None:
+        check_computing(self.precision, self.experts)
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
         require(self.streams is None or self.streams >= 1, f"streams={self.streams} must be at least 1, or null.")
         require(self.figure is None or self.latency, "figure= shows latencies: write latency=true too.")
@@ -66,6 +71,7 @@ class EndpointConfig:
     longest: float = 20.0
 
     def __post_init__(self) -> None:
+        check_computing(self.precision, self.experts)
         require(0.0 <= self.blank < 1.0, f"endpoint.blank={self.blank} is a probability: write 0.8.")
         for name in ("silence_without_text", "silence_after_text", "longest"):
             require(getattr(self, name) > 0.0, f"endpoint.{name}={getattr(self, name)} must be above 0 seconds.")
@@ -89,8 +95,12 @@ class TranscribeConfig:
     sample_rate: int = 16000
     """Of raw PCM."""
     device: str = "cpu"
+    precision: InferencePrecision = InferencePrecision.fp32
+    """bf16 and int8 are faster on CPUs, and need a second copy of the weights."""
+    experts: ExpertBackend = ExpertBackend.auto
 
     def __post_init__(self) -> None:
+        check_computing(self.precision, self.experts)
         require(
             not self.stream or self.decode.chunk is not None, "stream=true needs decode.chunk: write decode.chunk=16."
         )

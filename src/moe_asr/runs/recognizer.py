@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from moe_asr.config.commands import EndpointConfig
 from moe_asr.config.decode import DecodeConfig
+from moe_asr.config.inference import ExpertBackend, InferencePrecision
 from moe_asr.config.program import TrainConfig
 from moe_asr.decoding.alignment import align
 from moe_asr.decoding.hypotheses import Hypothesis
@@ -21,6 +22,7 @@ from moe_asr.features.audio import read_audio
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.encoder import FULL_CONTEXT, EncoderOutput
+from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.runs.checkpoint import build, load_checkpoint
@@ -41,12 +43,27 @@ class Recognizer:
     device: torch.device
 
     @staticmethod
-    def load(path: str | Path, device: str = "cpu") -> "Recognizer":
-        """From a run directory or checkpoint file; raises InputError when there is none."""
+    def load(
+        path: str | Path,
+        device: str = "cpu",
+        precision: InferencePrecision = InferencePrecision.fp32,
+        experts: ExpertBackend = ExpertBackend.auto,
+    ) -> "Recognizer":
+        """From a run directory or checkpoint file, computing as `prepare` explains; the options may be plain strings.
+
+        Raises InputError when there is no model, or it cannot compute like this here.
+        """
+        try:
+            computing = InferencePrecision(precision), ExpertBackend(experts)
+        except ValueError as error:
+            known = f"precision is {', '.join(InferencePrecision)}; experts is {', '.join(ExpertBackend)}"
+            raise InputError(f"{error}: {known}.") from error
         checkpoint = load_checkpoint(path)
         model = build(checkpoint.config, checkpoint.tokenizer)
         model.load_state_dict(checkpoint.weights)
-        return Recognizer.of(model, checkpoint.tokenizer, checkpoint.config, device)
+        recognizer = Recognizer.of(model, checkpoint.tokenizer, checkpoint.config, device)
+        prepare(model, *computing)
+        return recognizer
 
     @staticmethod
     def of(model: AsrModel, tokenizer: Tokenizer, config: TrainConfig, device: str = "cpu") -> "Recognizer":
