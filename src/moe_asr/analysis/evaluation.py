@@ -114,16 +114,17 @@ def evaluate_set(
         problems += unreadable
         if not samples:
             continue
-        waveforms = list(samples.values())
+        waveforms, names = list(samples.values()), [group[i].id for i in samples]
         if not times:
-            recognizer.decode(waveforms, decode)
+            recognizer.decode(waveforms, decode, names)
         seconds = sum(map(len, waveforms)) / rate
-        (found, routing), time = timed(partial(recognizer.decode, waveforms, decode), seconds, recognizer.device)
+        (found, routing), time = timed(partial(recognizer.decode, waveforms, decode, names), seconds, recognizer.device)
         times.append(time)
         routed = measured(routing, routed)
-        texts |= {group[i].id: transcript.text for i, transcript in zip(samples, found, strict=True)}
-        for name, waveform in [(group[i].id, waveform) for i, waveform in samples.items() if group[i].id in ends]:
-            shown, time = timed(partial(watch, recognizer, waveform, decode), len(waveform) / rate, recognizer.device)
+        texts |= {name: transcript.text for name, transcript in zip(names, found, strict=True)}
+        for name, waveform in [pair for pair in zip(names, waveforms, strict=True) if pair[0] in ends]:
+            streaming = partial(watch, recognizer, waveform, decode, name)
+            shown, time = timed(streaming, len(waveform) / rate, recognizer.device)
             seen.append(latencies(ends[name], shown))
             streamed.append(time)
     if not times:

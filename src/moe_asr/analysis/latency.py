@@ -11,15 +11,19 @@ BLOCK_SECONDS = 0.01
 """How much audio is fed at a time; nothing is timed more finely."""
 
 
-def watch(recognizer: Recognizer, samples: Tensor, decode: DecodeConfig) -> list[Shown]:
-    """Streams samples (S,) and tells every text that is shown; full context shows one, when all has been heard."""
+def watch(recognizer: Recognizer, samples: Tensor, decode: DecodeConfig, name: str = "") -> list[Shown]:
+    """Streams samples (S,) and tells every text that is shown; full context shows one, when all has been heard.
+
+    name: of the utterance, for forced routing.
+    """
     rate, tokenizer = recognizer.config.features.sample_rate, recognizer.tokenizer
     end = len(samples) / rate
     if decode.chunk is None:
-        words = tuple(recognizer.transcribe(samples, decode).text.split())
+        words = tuple(recognizer.decode([samples], decode, [name])[0][0].text.split())
         return [Shown(end, words, len(words))]
     whole = tokenizer.unit in (TokenUnit.word, TokenUnit.phone)  # else the last word may go on
-    session, size = recognizer.stream(decode.chunk, decode.left, decode), round(BLOCK_SECONDS * rate)
+    session = recognizer.stream(decode.chunk, decode.left, decode, name=name)
+    size = round(BLOCK_SECONDS * rate)
     shown: list[Shown] = []
     known: tuple[tuple[int, ...], int] = (), 0
     for heard in range(size, len(samples) + size, size):

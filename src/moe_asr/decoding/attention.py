@@ -13,10 +13,19 @@ from moe_asr.errors import InputError
 from moe_asr.models.decoder import Decoder
 from moe_asr.models.encoder import EncoderOutput
 from moe_asr.models.u2pp import AsrModel, teacher_forcing
+from moe_asr.modules.moe.routing import NOTHING, Side
+from moe_asr.modules.moe.sharing import Routers
 
 
 def attention_search(
-    model: AsrModel, encoded: EncoderOutput, log_probs: Tensor, beam: int, nbest: int, length_penalty: float = 0.0
+    model: AsrModel,
+    encoded: EncoderOutput,
+    log_probs: Tensor,
+    beam: int,
+    nbest: int,
+    length_penalty: float = 0.0,
+    routers: Routers | None = None,
+    side: Side = NOTHING,
 ) -> list[list[Hypothesis]]:
     """The n-best of a beam search of the left-to-right decoder; an ended hypothesis keeps its score and its place.
 
@@ -37,7 +46,7 @@ def attention_search(
             ended |= tokens[:, -1] == eos
         if bool(ended.all()):
             break
-        logits, state = decoder.step(tokens[:, -1], memory, state, model.routers)
+        logits, state = decoder.step(tokens[:, -1], memory, state, routers or model.routers, side)
         gain = logits.double().log_softmax(-1).masked_fill(ended.unsqueeze(1), -torch.inf)
         gain[:, eos].masked_fill_(ended, 0.0)
         scores, best = (scores.view(-1, 1) + gain).view(B, -1).topk(beam)
@@ -77,6 +86,8 @@ def attention_rescoring(
     nbest: Sequence[Sequence[Hypothesis]],
     ctc_weight: float,
     reverse_weight: float,
+    routers: Routers | None = None,
+    side: Side = NOTHING,
 ) -> list[list[Hypothesis]]:
     """The n-best of each utterance by ``(1-r) l2r + r r2l + c ctc`` (U2++, arXiv 2106.05642, section 2.3).
 
@@ -95,7 +106,7 @@ def attention_rescoring(
         reverse = name == "right_to_left"
         decoder = _decoder(model, name, f"write decode.reverse_weight={float(not reverse)} or another decode.mode.")
         inputs, targets = teacher_forcing(tokens, lengths, model.sos_eos, reverse)
-        logits, _ = decoder(inputs, lengths + 1, decoder.memory(encoded), routers=model.routers)
+        logits, _ = decoder(inputs, lengths + 1, decoder.memory(encoded), None, routers or model.routers, side)
         gains = (logits.gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2) - logits.logsumexp(2)).double()
         scores += share * gains.masked_fill(targets < 0, 0.0).sum(1)
         where = (lengths.unsqueeze(1) - 1 - place).clamp(min=0) if reverse else place

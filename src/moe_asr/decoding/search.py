@@ -11,13 +11,21 @@ from moe_asr.decoding.hypotheses import Hypothesis
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.encoder import EncoderOutput
 from moe_asr.models.u2pp import AsrModel
+from moe_asr.modules.moe.routing import NOTHING, Side
+from moe_asr.modules.moe.sharing import Routers
 
 
 def search(
-    model: AsrModel, encoded: EncoderOutput, config: DecodeConfig, tokenizer: Tokenizer
+    model: AsrModel,
+    encoded: EncoderOutput,
+    config: DecodeConfig,
+    tokenizer: Tokenizer,
+    routers: Routers | None = None,
+    side: Side = NOTHING,
 ) -> list[list[Hypothesis]]:
     """The n-best of each utterance, best first: at least one, at most `config.nbest`.
 
+    routers: of the decoders, in place of the model's own, and what they are told.
     Raises InputError where the model lacks a decoder that the mode needs.
     """
     log_probs, lengths = ctc_log_probs(model, encoded.frames, config), encoded.frame_lengths
@@ -27,10 +35,12 @@ def search(
         case DecodeMode.ctc_prefix_beam:
             found = prefix_beam(model, config, tokenizer)(log_probs, lengths)
         case DecodeMode.attention:
-            found = attention_search(model, encoded, log_probs, config.beam, config.nbest, config.length_penalty)
+            beam, nbest, penalty = config.beam, config.nbest, config.length_penalty
+            found = attention_search(model, encoded, log_probs, beam, nbest, penalty, routers, side)
         case DecodeMode.attention_rescoring:
             found = prefix_beam(model, config, tokenizer)(log_probs, lengths)
-            found = attention_rescoring(model, encoded, found, config.ctc_weight, config.reverse_weight)
+            weights = config.ctc_weight, config.reverse_weight
+            found = attention_rescoring(model, encoded, found, *weights, routers, side)
     return [hypotheses[: config.nbest] for hypotheses in found]
 
 

@@ -1,6 +1,6 @@
 """A trained model ready for use: samples or files in, text with times out. No Lightning, no corpus code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -24,7 +24,9 @@ from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.encoder import FULL_CONTEXT, EncoderOutput
 from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import AsrModel
-from moe_asr.modules.moe.routing import RoutingTrace
+from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side
+from moe_asr.modules.moe.sharing import Routers
+from moe_asr.randomness import key_seed
 from moe_asr.runs.checkpoint import build, load_checkpoint
 from moe_asr.runs.streaming import Session
 from moe_asr.runs.transcripts import FRAME_SECONDS, AlignedText, Timed, Transcript, words_of
@@ -41,6 +43,8 @@ class Recognizer:
     config: TrainConfig
     log_mel: LogMel
     device: torch.device
+    routers: Routers
+    """The model's own, unless others are forced upon it."""
 
     @staticmethod
     def load(
@@ -73,23 +77,34 @@ class Recognizer:
             raise InputError(f"device={device} is not known; write device=cpu or device=cuda.") from error
         if target.type == "cuda" and not torch.cuda.is_available():
             raise InputError("torch sees no GPU here; write device=cpu, or install torch's build for a GPU.")
-        return Recognizer(model.to(target).eval(), tokenizer, config, LogMel(config.features).to(target), target)
+        log_mel = LogMel(config.features).to(target)
+        return Recognizer(model.to(target).eval(), tokenizer, config, log_mel, target, model.routers)
 
     @torch.inference_mode()
-    def encode(self, samples: Sequence[Tensor], chunking: Chunking = FULL_CONTEXT) -> EncoderOutput:
+    def encode(
+        self, samples: Sequence[Tensor], chunking: Chunking = FULL_CONTEXT, side: Side = NOTHING
+    ) -> EncoderOutput:
         """Waveforms (S,) at the model's sample rate, encoded as one batch."""
         lengths = torch.tensor([len(row) for row in samples], device=self.device)
         features, feature_lengths = self.log_mel(pad_sequence(list(samples), batch_first=True).to(self.device), lengths)
-        return self.model.encode(features, feature_lengths, chunking)
+        return self.model.encode(features, feature_lengths, chunking, self.routers, side)
+
+    def side(self, names: Iterable[str]) -> Side:
+        """What forced routers go by: a key for the name of each utterance."""
+        return Side(torch.tensor([utterance_key(name) for name in names], device=self.device))
 
     @torch.inference_mode()
     def decode(
-        self, samples: Sequence[Tensor], decode: DecodeConfig | None = None
+        self, samples: Sequence[Tensor], decode: DecodeConfig | None = None, names: Sequence[str] | None = None
     ) -> tuple[list[Transcript], RoutingTrace]:
-        """Waveforms (S,) at the model's sample rate, decoded as one batch; the trace tells which experts they used."""
+        """Waveforms (S,) at the model's sample rate, decoded as one batch; the trace tells which experts they used.
+
+        names: of the utterances, for forced routing.
+        """
         decode = decode or self.config.decode
-        encoded = self.encode(samples, Chunking(decode.chunk, decode.left))
-        found = search(self.model, encoded, decode, self.tokenizer)
+        side = self.side([""] * len(samples) if names is None else names)
+        encoded = self.encode(samples, Chunking(decode.chunk, decode.left), side)
+        found = search(self.model, encoded, decode, self.tokenizer, self.routers, side)
         return [replace(self.transcript(nbest[0]), nbest=tuple(nbest)) for nbest in found], encoded.routing
 
     def transcript(self, hypothesis: Hypothesis, notes: tuple[str, ...] = ()) -> Transcript:
@@ -114,8 +129,10 @@ class Recognizer:
         decode = decode or self.config.decode
         transcripts = []
         for first in range(0, len(audio), decode.batch):
-            read = [self._read(one) for one in audio[first : first + decode.batch]]
-            heard, _ = self.decode([samples for samples, _ in read], decode)
+            batch = audio[first : first + decode.batch]
+            read = [self._read(one) for one in batch]
+            names = [Path(one).stem if isinstance(one, str | Path) else "" for one in batch]
+            heard, _ = self.decode([samples for samples, _ in read], decode, names)
             transcripts += [replace(t, notes=notes) for t, (_, notes) in zip(heard, read, strict=True)]
         return transcripts
 
@@ -160,9 +177,15 @@ class Recognizer:
         left: int | None = None,
         decode: DecodeConfig | None = None,
         endpoint: EndpointConfig | None = None,
+        name: str = "",
     ) -> Session:
         """A session that takes samples as they come; chunk and left, in frames (40 ms) and chunks, rule over `decode`.
 
-        Raises InputError for a model that looks ahead.
+        name: of the stream, for forced routing. Raises InputError for a model that looks ahead.
         """
-        return Session(self, replace(decode or self.config.decode, chunk=chunk, left=left), endpoint)
+        return Session(self, replace(decode or self.config.decode, chunk=chunk, left=left), endpoint, name)
+
+
+def utterance_key(name: str) -> int:
+    """By which routers know an utterance when it is recognised."""
+    return key_seed("utterance", name)

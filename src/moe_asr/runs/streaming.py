@@ -113,17 +113,20 @@ class Session:
     needs, and for decode.chunk=null.
     """
 
-    def __init__(self, recognizer: "Recognizer", decode: DecodeConfig, endpoint: EndpointConfig | None = None) -> None:
+    def __init__(
+        self, recognizer: "Recognizer", decode: DecodeConfig, endpoint: EndpointConfig | None = None, name: str = ""
+    ) -> None:
         if decode.chunk is None:
             raise InputError("a stream is decoded in chunks: write decode.chunk=16.")
         self._recognizer, self._decode, self._endpoint, self._chunk = recognizer, decode, endpoint, decode.chunk
-        self._blank = (endpoint or EndpointConfig()).blank
+        self._blank, self._side = (endpoint or EndpointConfig()).blank, recognizer.side([name])
         model, tokenizer = recognizer.model, recognizer.tokenizer
         beam = decode.mode in PREFIX_MODES
         self._search: Search = prefix_beam(model, decode, tokenizer) if beam else Greedy(tokenizer.blank)
         self._start()
         with torch.inference_mode():  # one frame of nothing shows now, and not at the end, what the model lacks
-            search(model, self._encoded(torch.zeros(1, 1, model.encoder.config.width)), decode, tokenizer)
+            nothing = self._encoded(torch.zeros(1, 1, model.encoder.config.width))
+            search(model, nothing, decode, tokenizer, recognizer.routers, self._side)
 
     def _encoded(self, frames: Tensor) -> EncoderOutput:
         device = self._recognizer.device
@@ -183,7 +186,7 @@ class Session:
         samples = samples[: recognizer.log_mel.samples_needed(feature_frames)].to(device)
         features, lengths = recognizer.log_mel(samples.unsqueeze(0), torch.tensor([len(samples)], device=device))
         ending = torch.tensor([finish], device=device)
-        output, now.encoder = model.encoder.step(features, lengths, now.encoder, model.routers, ending)
+        output, now.encoder = model.encoder.step(features, lengths, now.encoder, recognizer.routers, ending, self._side)
         count = output.frames.shape[1]
         if count == 0:
             return
@@ -215,13 +218,15 @@ class Session:
     def _final(self) -> list[Hypothesis]:
         """The n-best of the ended utterance."""
         decode, model, now = self._decode, self._recognizer.model, self._utterance
+        forced = self._recognizer.routers, self._side
         found = self._search.finish(now.search)
         if now.kept:
             encoded = self._encoded(torch.cat(now.kept, 1))
             if decode.mode is DecodeMode.attention:
-                found = search(model, encoded, decode, self._recognizer.tokenizer)[0]
+                found = search(model, encoded, decode, self._recognizer.tokenizer, *forced)[0]
             else:
-                found = attention_rescoring(model, encoded, [found], decode.ctc_weight, decode.reverse_weight)[0]
+                weights = decode.ctc_weight, decode.reverse_weight
+                found = attention_rescoring(model, encoded, [found], *weights, *forced)[0]
         return found[: decode.nbest]
 
     def _transcript(self, found: list[Hypothesis]) -> Transcript:
