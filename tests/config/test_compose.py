@@ -124,6 +124,8 @@ PAIRED = {  # options whose neighbours allow only some values
     "moe.expert_widths": [64, 32, 0],
     "moe.dropout": 0.2,
     "moe.activation": "relu",
+    "match": "active",
+    "match_to": "dense",
     "router.capacity_factor": 1.5,
     "trainer.max_steps": 5,
     "synthetic.seed": 1,

@@ -46,6 +46,17 @@ class Schedule(StrEnum):
     """After the warm-up the rate falls linearly to 0 at the last step; the better choice for short runs."""
 
 
+class Match(StrEnum):
+    """What a width is solved for."""
+
+    total = "total"
+    """Parameters."""
+    active = "active"
+    """Parameters active at a position, on average."""
+    flops = "flops"
+    """FLOPs per second of audio, as `inspect` counts them."""
+
+
 class LoggerMode(StrEnum):
     offline = "offline"
     online = "online"
@@ -118,6 +129,20 @@ class LoggerConfig:
 
 
 @dataclass
+class UpcycleConfig:
+    """How the experts made of a dense feed-forward layer of `init_from` differ; with 0 they are equal copies of it."""
+
+    noise: float = 0.0
+    """Gaussian noise on every weight, relative to the root mean square of its tensor."""
+    drop: float = 0.0
+    """Share of hidden units drawn anew (Drop-Upcycling, arXiv 2502.19261)."""
+
+    def __post_init__(self) -> None:
+        require(self.noise >= 0, f"upcycle.noise={self.noise} must not be negative.")
+        require(0 <= self.drop <= 1, f"upcycle.drop={self.drop} must lie between 0 and 1.")
+
+
+@dataclass
 class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
@@ -135,7 +160,12 @@ class TrainConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 1
     init_from: str | None = None
-    """A run or checkpoint whose weights start this one (fine-tuning)."""
+    """A run or checkpoint whose weights start this one (fine-tuning); dense layers become experts where MoE is."""
+    upcycle: UpcycleConfig = field(default_factory=UpcycleConfig)
+    match: Match | None = None
+    """Solve moe.expert_width (of a dense model ffn_width) so that this equals that of match_to; see `inspect`."""
+    match_to: str | None = None
+    """A run, a checkpoint, a model preset such as u2pp_tiny, or dense: this model without experts."""
     freeze: list[str] = field(default_factory=list)
     """Parameter prefixes that stay as they are, e.g. [encoder.embed]."""
     runs: str = "runs"
@@ -151,6 +181,14 @@ class TrainConfig:
         require(
             self.model.encoder.causal or not self.chunk.dynamic,
             "model.encoder.causal=false looks ahead, which chunks forbid: write chunk.dynamic=false too.",
+        )
+        require(
+            (self.match is None) == (self.match_to is None),
+            "match and match_to belong together: write match=active match_to=dense, say, or neither.",
+        )
+        require(
+            self.init_from is not None or self.upcycle == UpcycleConfig(),
+            "upcycle changes the experts that a dense model becomes: say of which one with init_from=RUN.",
         )
         sites = moe_sites(self.model, self.moe.placement)
         sharing_table(sites, self.moe)

@@ -217,6 +217,12 @@ def build_model(
     )
 
 
+def module_name(site: MoESite) -> str:
+    """The name of the feed-forward layer of a site among the modules of a model."""
+    stack = site.stack if site.stack == "encoder" else f"decoders.{site.stack}"
+    return f"{stack}.layers.{site.layer}.{site.slot}"
+
+
 def expert_costs(moe: MoEConfig) -> Tensor:
     """(E,) the width of each expert, relative to the widest."""
     widths = torch.tensor(moe.expert_widths or [1] * moe.num_experts, dtype=torch.float64)

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_asr.analysis.evaluation import evaluate_run
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import FeaturesConfig
-from moe_asr.config.program import Accelerator, LoggerMode, TrainConfig
+from moe_asr.config.program import Accelerator, LoggerMode, TrainConfig, UpcycleConfig
 from moe_asr.data.batches import EvaluationBatches, sample_cuts
 from moe_asr.data.epoch_plan import EpochPlan
 from moe_asr.data.manifest import Problem, describe, read_card, read_split
@@ -28,6 +28,7 @@ from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
 from moe_asr.models.u2pp import AsrModel, parameter_counts
+from moe_asr.models.upcycling import upcycled
 from moe_asr.randomness import key_seed, numpy_rng
 from moe_asr.runs.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint, save_tensors
 from moe_asr.runs.directory import (
@@ -164,16 +165,25 @@ def report_problems(run: RunDirectory, problems: list[Problem], total: int) -> N
 def initial_model(
     config: TrainConfig, tokenizer: Tokenizer, cuts: Sequence[Cut], state: dict[str, Any] | None
 ) -> AsrModel:
-    """The model to go on with: of the recovery checkpoint, or new (with the weights of `init_from` where they fit)."""
+    """The model to go on with: of the recovery checkpoint, or new (with the weights of `init_from` where they fit).
+
+    Raises InputError for a dense `init_from` that cannot become the mixture.
+    """
     torch.manual_seed(key_seed("init", config.seed))
     model = build(config, tokenizer)
     if state is not None:
         model.load_state_dict(state["weights"])
     else:
+        experts: dict[str, Tensor] = {}
         if config.init_from:
-            adopt(model, load_checkpoint(config.init_from).weights)
-        sample = sample_cuts(cuts, config.features.cmvn_utterances, numpy_rng("cmvn", config.seed))
-        model.encoder.cmvn.set_cmvn(*global_cmvn(sample, config.features))
+            source = load_checkpoint(config.init_from)
+            experts = upcycled(model, config, source.config, source.weights)
+            adopt(model, {**source.weights, **experts})
+            if experts and config.upcycle != UpcycleConfig():
+                print("The experts differ (upcycle), so the outputs are not those of the dense model.")
+        if not experts:  # a dense model that becomes a mixture keeps the statistics that its outputs depend on
+            sample = sample_cuts(cuts, config.features.cmvn_utterances, numpy_rng("cmvn", config.seed))
+            model.encoder.cmvn.set_cmvn(*global_cmvn(sample, config.features))
     freeze(model, config.freeze)
     return model
 
