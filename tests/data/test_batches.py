@@ -134,6 +134,13 @@ def test_evaluation_covers_every_utterance_once_longest_first(cuts: list[Cut]) -
     assert [len(item) for item in batches.batches] == [3, 3, 1]
 
 
+def test_processes_share_the_batches_of_an_evaluation_and_have_equally_many(cuts: list[Cut]) -> None:
+    alone = EvaluationBatches(cuts[:5], FEATURES, size=2, seconds=300.0).batches
+    first, second = (EvaluationBatches(cuts[:5], FEATURES, 2, 300.0, rank, ranks=2) for rank in range(2))
+    assert [first.batches, second.batches] == [[alone[0], alone[2]], [alone[1], []]]
+    assert (second[1].batch, second[1].problems) == (None, ())
+
+
 def test_an_unreadable_utterance_leaves_the_rest_of_its_batch(cuts: list[Cut]) -> None:
     broken = [cuts[0], unreadable(cuts[1]), cuts[2]]
     loaded = load(broken, [0, 1, 2])

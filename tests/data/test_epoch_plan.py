@@ -21,9 +21,8 @@ def test_every_utterance_once_in_a_constant_number_of_batches_under_both_caps(
 ) -> None:
     plan = EpochPlan(durations, config, seed, ranks)
     for epoch in range(3):
-        by_rank = [plan.batches(epoch, rank) for rank in range(ranks)]
-        assert [len(batches) for batches in by_rank] == [len(plan)] * ranks
-        batches = [batch for batches in by_rank for batch in batches]
+        batches = plan.batches(epoch)
+        assert len(batches) == len(plan) * ranks
         assert sorted(i for batch in batches for i in batch) == list(range(len(durations)))
         filled = [batch for batch in batches if batch]
         assert len(filled) == len(batches) or max(map(len, filled)) == 1  # more ranks' batches than utterances
@@ -66,11 +65,11 @@ def test_the_order_of_batches_is_shuffled() -> None:
 
 
 def test_ranks_share_what_one_process_would_do() -> None:
-    plan = EpochPlan(tuple(1.0 for _ in range(50)), BatchConfig(seconds=4), seed=1, ranks=2)
-    together = EpochPlan(plan.durations, plan.config, seed=1, ranks=1)
-    assert len(plan) * 2 in (len(together), len(together) + 1)
-    first, second = ({i for batch in plan.batches(0, rank) for i in batch} for rank in (0, 1))
-    assert not first & second
+    durations, config = tuple(1.0 + i % 5 for i in range(50)), BatchConfig(seconds=12, bucket_ratio=1.5)
+    alone, shared = (EpochPlan(durations, config, seed=1, ranks=ranks) for ranks in (1, 2))
+    assert len(alone) == 2 * len(shared) == 16
+    assert alone.batches(0) == shared.batches(0)
+    assert len(EpochPlan(durations, config, seed=1, ranks=3)) == 6
 
 
 @pytest.mark.parametrize(

@@ -136,10 +136,16 @@ def similar(cuts: Sequence[Cut], size: int, seconds: float) -> list[list[Cut]]:
 
 
 class EvaluationBatches(Dataset[LoadedBatch]):
-    """All utterances once, in `similar` batches, unaugmented and without tokens."""
+    """All utterances once, in `similar` batches, unaugmented and without tokens.
 
-    def __init__(self, cuts: Sequence[Cut], features: FeaturesConfig, size: int, seconds: float) -> None:
-        self.batches = similar(cuts, size, seconds)
+    Of `ranks` processes each takes its share of the batches, in turn, and all equally many: the last may be empty.
+    """
+
+    def __init__(
+        self, cuts: Sequence[Cut], features: FeaturesConfig, size: int, seconds: float, rank: int = 0, ranks: int = 1
+    ) -> None:
+        batches = similar(cuts, size, seconds)
+        self.batches = [*batches, *([[]] * (-len(batches) % ranks))][rank::ranks]
         self.log_mel, self.sample_rate = LogMel(features), features.sample_rate
 
     def __len__(self) -> int:

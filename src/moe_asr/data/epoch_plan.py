@@ -64,8 +64,8 @@ class EpochPlan:
         """Batches of one rank in an epoch."""
         return sum(count for _, count in self.buckets) // self.ranks
 
-    def batches(self, epoch: int, rank: int = 0) -> list[list[int]]:
-        """The batches of a rank in an epoch, as indices of utterances, longest first within a batch."""
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch, as indices of utterances, longest first within a batch; ranks take them in turn."""
         rng = numpy_rng("batches", self.seed, epoch)
         batches: list[list[int]] = []
         for members, count in self.buckets:
@@ -73,7 +73,7 @@ class EpochPlan:
             bounds = [len(shuffled) * i // count for i in range(count + 1)]
             batches += [shuffled[a:b] for a, b in pairwise(bounds)]
         order = rng.permutation(len(batches))
-        return [sorted(batches[i], key=lambda u: (-self.durations[u], u)) for i in order[rank :: self.ranks]]
+        return [sorted(batches[i], key=lambda u: (-self.durations[u], u)) for i in order]
 
 
 def group_sizes(batches: Sequence[Sequence[int]], accumulate: int) -> list[int]:

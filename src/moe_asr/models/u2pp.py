@@ -18,9 +18,9 @@ from moe_asr.modules.moe.experts import Experts
 from moe_asr.modules.moe.layer import MoEFeedForward
 from moe_asr.modules.moe.losses import auxiliary_losses
 from moe_asr.modules.moe.routers import make_router
-from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side
+from moe_asr.modules.moe.routing import NOTHING, Routing, RoutingTrace, Side, SiteTrace
 from moe_asr.modules.moe.sharing import RouterBank, Routers
-from moe_asr.modules.moe.statistics import over_ranks, routing_sums
+from moe_asr.modules.moe.statistics import RoutingSums, over_ranks, routing_sums
 from moe_asr.tensors import Chunking
 
 
@@ -66,6 +66,17 @@ class AsrModel(nn.Module):
     ) -> tuple[Losses, RoutingTrace]:
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
+    def idle_loss(self) -> Tensor:
+        """0, with a gradient of 0 for everything that is trained, and this process' part in sums over all of them.
+
+        For a process that has nothing to put into a micro-batch of all processes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no loss.")
+
+    def idle_parts(self) -> list[nn.Module]:
+        """What no loss reaches, and no training changes."""
+        return []
+
 
 class U2pp(AsrModel):
     """An AsrModel with the loss of `LossConfig`; no decoder runs whose loss has weight 0.
@@ -96,20 +107,53 @@ class U2pp(AsrModel):
         if loss.ctc_weight > 0:
             parts["ctc"] = self.ctc.loss(encoded.frames, encoded.frame_lengths, batch.tokens, batch.token_lengths)
             total = total + loss.ctc_weight * parts["ctc"]
-        if loss.ctc_weight < 1:
+        if shares := self.decoder_shares():
             attention = encoded.frames.new_zeros(())
-            shares = zip(DECODERS, ("att_l2r", "att_r2l"), (1 - loss.reverse_weight, loss.reverse_weight), strict=True)
-            for name, part, share in shares:
-                if share > 0:
-                    parts[part], decided = self._decoder_loss(name, encoded, batch, side)
-                    attention, trace = attention + share * parts[part], trace + decided
+            for name, share in shares.items():
+                part, decided = self._decoder_loss(name, encoded, batch, side)
+                parts["att_l2r" if name == "left_to_right" else "att_r2l"] = part
+                attention, trace = attention + share * part, trace + decided
             parts["att"] = attention
             total = total + (1 - loss.ctc_weight) * attention
-        if any(getattr(loss, name) for name in AUXILIARY) and (sums := routing_sums(trace)) is not None:
-            for name, value in auxiliary_losses(over_ranks(sums), loss, self.expert_costs).items():
-                parts[name] = value
-                total = total + getattr(loss, name) * value
+        for name, value in self._router_losses(trace).items():
+            parts[name] = value
+            total = total + getattr(loss, name) * value
         return Losses(total, parts), trace
+
+    def decoder_shares(self) -> dict[str, float]:
+        """Of each decoder that is trained, its share in the attention loss."""
+        reverse = self.loss.reverse_weight
+        shares = zip(DECODERS, (1 - reverse, reverse), strict=True)
+        return {name: share for name, share in shares if share > 0 and self.loss.ctc_weight < 1}
+
+    def idle_loss(self) -> Tensor:
+        zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
+        sites = [site for site in self.routers.sites if site.stack in ("encoder", *self.decoder_shares())]
+        if sites:
+            wide, experts = torch.promote_types(zero.dtype, torch.float32), self.routers.routers[0].num_experts
+            ids = torch.zeros(1, 0, 1, dtype=torch.long, device=zero.device)
+            nothing = Routing(zero.to(wide).expand(1, 0, experts), ids, ids)
+            trace = tuple(SiteTrace(site, nothing, ids[..., 0] > 0) for site in sites)
+            zero = zero + 0.0 * sum(self._router_losses(trace).values())
+        return zero
+
+    def idle_parts(self) -> list[nn.Module]:
+        """Decoders and a CTC head whose loss has weight 0, and routers that serve such decoders alone."""
+        stacks = ("encoder", *self.decoder_shares())
+        serving = {number for site, number in self.routers.table.items() if site.stack in stacks}
+        return [
+            *(decoder for name, decoder in self.decoders.items() if name not in stacks),
+            *(router for number, router in enumerate(self.routers.routers) if number not in serving),
+            *([self.ctc] if self.loss.ctc_weight == 0 else []),
+        ]
+
+    def _router_losses(self, trace: RoutingTrace) -> Mapping[str, Tensor]:
+        """Unweighted, over the trace of all processes; asks nothing of the others where no such loss has a weight."""
+        if not any(getattr(self.loss, name) for name in AUXILIARY) or (sums := routing_sums(trace)) is None:
+            return {}
+        if torch.is_grad_enabled() and not sums.values.requires_grad:  # on other ranks it may, and all add up gradients
+            sums = RoutingSums(sums.sites, sums.values.requires_grad_())
+        return auxiliary_losses(over_ranks(sums), self.loss, self.expert_costs)
 
     def _decoder_loss(self, name: str, encoded: EncoderOutput, batch: Batch, side: Side) -> tuple[Tensor, RoutingTrace]:
         decoder = self.decoders[name]

@@ -80,9 +80,10 @@ class AsrTraining(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[LoadedBatch]:
         segment, batch = self.segment, self.config.batch
-        planned = self.data.plan.batches(segment.epoch, self.trainer.global_rank)
-        groups = group_sizes(planned, self.config.trainer.accumulate)
-        plans = [PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in range(segment.start, segment.stop)]
+        planned, ranks = self.data.plan.batches(segment.epoch), self.trainer.world_size
+        groups = group_sizes(planned, self.config.trainer.accumulate * ranks)
+        own = range(segment.start * ranks + self.trainer.global_rank, segment.stop * ranks, ranks)
+        plans = [PlannedBatch(segment.epoch, i, planned[i], groups[i]) for i in own]
         dataset = TrainingBatches(
             self.data.cuts,
             self.data.tokens,
@@ -97,7 +98,14 @@ class AsrTraining(pl.LightningModule):
         if not self.segment.validate:
             return []
         decode = self.config.decode
-        dataset = EvaluationBatches(self.data.dev, self.config.features, decode.batch, decode.batch_seconds)
+        dataset = EvaluationBatches(
+            self.data.dev,
+            self.config.features,
+            decode.batch,
+            decode.batch_seconds,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
         return [DataLoader(dataset, batch_size=None, num_workers=self.config.batch.workers)]
 
     # Training
@@ -121,10 +129,10 @@ class AsrTraining(pl.LightningModule):
         if batch is None:
             self.ledger.write_json({"epoch": plan.epoch, "batch": plan.index, "utterances": []})
             return {
-                "loss": sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad),
+                "loss": self.model.idle_loss(),
                 "routing": (),
             }
-        place = (self.config.seed, plan.epoch, plan.index, self.global_rank)
+        place = (self.config.seed, plan.epoch, plan.index)
         frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
         chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
         torch.manual_seed(key_seed("dropout", *place))
@@ -149,7 +157,9 @@ class AsrTraining(pl.LightningModule):
                 "left": chunking.left,
             }
         )
-        return {"loss": losses.total * share * self.config.trainer.accumulate, "routing": routing}
+        # Lightning divides by the micro-batches of a step, and DDP by the processes.
+        scale = share * self.config.trainer.accumulate * self.trainer.world_size
+        return {"loss": losses.total * scale, "routing": routing}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Sets the learning rate, logs gradient norms, clips; a step whose norm is not finite changes nothing."""

@@ -1,9 +1,9 @@
 """Sums over a routing trace, of which every router loss and every figure of expert use is a function."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-import torch.distributed.nn.functional as distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -84,7 +84,21 @@ def over_ranks(sums: RoutingSums) -> RoutingSums:
     """The sum over all processes, gradients included: what a single process would have for the whole micro-batch."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return sums
-    return RoutingSums(sums.sites, distributed.all_reduce(sums.values))
+    return RoutingSums(sums.sites, _SumOverRanks.apply(sums.values))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """As every process has the sum, its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, gradient)
 
 
 def _site_sums(trace: SiteTrace) -> Tensor:
