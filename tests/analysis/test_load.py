@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_asr.analysis.load import load_metrics, measured
+from moe_asr.analysis.load import entropies, load_metrics, loads, measured, merged
 from moe_asr.config.placement import MoESite
 from moe_asr.modules.moe.routing import Routing, SiteTrace
 from moe_asr.modules.moe.statistics import routing_sums
@@ -80,7 +80,13 @@ def test_metrics() -> None:
         "routing/encoder.03.ffn_out/load_cv": pytest.approx(np.std([3, 2, 2, 0]) / np.mean([3, 2, 2, 0])),
         "routing/encoder.03.ffn_out/entropy": pytest.approx(math.log(4)),
         "routing/encoder.03.ffn_out/dropped": 1 / 8,
+        "routing/encoder.03.ffn_out/dead_experts": 1.0,
         "routing/dead_experts": 1.0,
+        **{f"routing/encoder.03.ffn_out/load/{e}": pytest.approx(n / 7) for e, n in enumerate([3, 2, 2, 0])},
+        **{f"routing/encoder.03.ffn_out/probability/{e}": pytest.approx(0.25) for e in range(4)},
+    }
+    assert load_metrics(measured(trace(HERE, IDS, VALID, UNIFORM)), "x").keys() == {
+        name.replace("routing", "x", 1) for name in found
     }
     assert load_metrics(None) == {}
 
@@ -89,3 +95,13 @@ def test_an_idle_site_has_no_share_and_no_division_by_zero() -> None:
     sums = measured(trace(HERE, [[[-1, -1]]], [[False]], torch.zeros(1, 1, 4)))
     assert sums.load.tolist() == [[0.0] * 4]
     assert all(math.isfinite(value) for value in load_metrics(sums).values())
+    assert loads(sums) == {}
+
+
+def test_loads_and_entropies_are_named_by_their_site() -> None:
+    sums = measured(trace(HERE, IDS, VALID, UNIFORM))
+    assert loads(sums) == {"encoder.03.ffn_out": pytest.approx([3 / 7, 2 / 7, 2 / 7, 0])}
+    assert entropies(sums) == {"encoder.03.ffn_out": pytest.approx(math.log(4))}
+    assert (loads(None), entropies(None)) == ({}, {})
+    assert merged(None, sums) is merged(sums, None) is sums
+    assert merged(None, None) is None

@@ -113,6 +113,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "experts": "packed",
     "optim.betas": [0.8, 0.9],
     "model.encoder.cape_scale": 1.2,
+    "model.encoder.conv_norm": "layer_norm",
     "model.encoder.positions": "cape",
     "model.encoder.attention_bias": False,
     "moe.placement": "both.every2",

@@ -10,7 +10,7 @@ from typing import Any
 from lhotse.cut import Cut
 
 from moe_asr.analysis.latency import BLOCK_SECONDS, watch
-from moe_asr.analysis.load import measured
+from moe_asr.analysis.load import entropies, loads, measured
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import TokenUnit
 from moe_asr.config.decode import DecodeConfig, DecodeMode
@@ -147,10 +147,8 @@ def evaluate_set(
         "decode": to_plain(decode),
         "unreadable": [asdict(problem) for problem in problems],
         "outside_tokenizer": sum(bool(recognizer.tokenizer.unknown(s.reference)) for s in scored),
-        "experts": {
-            str(site): [round(share, 4) for share in load]
-            for site, load in (zip(routed.sites, routed.load.tolist(), strict=True) if routed else ())
-        },
+        "experts": {site: [round(share, 4) for share in load] for site, load in loads(routed).items()},
+        "router_entropy": {site: round(nats, 4) for site, nats in entropies(routed).items()},
     }
 
 

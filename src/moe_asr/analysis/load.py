@@ -1,33 +1,55 @@
 """How much each expert is used, and how sure the router is: figures from the sums over routing traces."""
 
+from moe_asr.measure.expert_use import Loads, dead, variation
+from moe_asr.modules.moe.losses import entropy
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.modules.moe.statistics import RoutingSums, routing_sums
 
 
 def measured(trace: RoutingTrace, before: RoutingSums | None = None) -> RoutingSums | None:
-    """`before` and the sums of this trace, without gradients, in float64 on the CPU; None for a dense model."""
+    """`before` and the sums of this trace, without gradients, in float64; None for a dense model."""
     sums = routing_sums(trace)
-    if sums is None:
-        return before
-    now = RoutingSums(sums.sites, sums.values.detach().cpu().double())
-    return now if before is None else before + now
+    return before if sums is None else merged(RoutingSums(sums.sites, sums.values.detach().double()), before)
 
 
-def load_metrics(sums: RoutingSums | None) -> dict[str, float]:
-    """What is logged of every site, and over all sites; README explains each figure."""
+def merged(sums: RoutingSums | None, before: RoutingSums | None) -> RoutingSums | None:
+    """Both together, each of which may be missing."""
+    return sums if before is None else before if sums is None else before + sums
+
+
+def loads(sums: RoutingSums | None) -> Loads:
+    """Of every site that any position reached."""
     if sums is None:
         return {}
-    load, positions = sums.load, sums.per_position[:, 0]
-    figures = {
-        "load_max": load.amax(-1),
-        "load_min": load.amin(-1),
-        "load_cv": load.std(-1, correction=0) / load.mean(-1).clamp(min=1e-12),
-        "entropy": sums.entropy / positions,
-        "dropped": sums.dropped / (sums.dropped + sums.counts.sum(-1)).clamp(min=1),
-    }
-    by_site = {
-        f"routing/{site}/{name}": float(value)
-        for name, values in figures.items()
-        for site, value in zip(sums.sites, values.tolist(), strict=True)
-    }
-    return {**by_site, "routing/dead_experts": float((sums.counts == 0).sum())}
+    return {str(site): load for site, load in zip(sums.sites, sums.load.tolist(), strict=True) if sum(load) > 0}
+
+
+def entropies(sums: RoutingSums | None) -> dict[str, float]:
+    """Mean entropy of a position's router probabilities at every site, nats."""
+    return {} if sums is None else {str(s): nats for s, nats in zip(sums.sites, entropy(sums).tolist(), strict=True)}
+
+
+def load_metrics(sums: RoutingSums | None, prefix: str = "routing") -> dict[str, float]:
+    """What is logged of every site and expert, and over all sites; README explains each figure."""
+    if sums is None:
+        return {}
+    columns = (
+        sums.load,
+        sums.mean_probability,
+        entropy(sums),
+        sums.dropped / (sums.dropped + sums.counts.sum(-1)).clamp(min=1),
+    )
+    found: dict[str, float] = {}
+    for site, load, probability, nats, dropped in zip(sums.sites, *(c.tolist() for c in columns), strict=True):
+        figures = {
+            "load_max": max(load),
+            "load_min": min(load),
+            "load_cv": variation(load),
+            "entropy": nats,
+            "dropped": dropped,
+            "dead_experts": float(len(dead(load))),
+            **{f"load/{expert}": share for expert, share in enumerate(load)},
+            **{f"probability/{expert}": share for expert, share in enumerate(probability)},
+        }
+        found |= {f"{prefix}/{site}/{name}": value for name, value in figures.items()}
+    return found | {f"{prefix}/dead_experts": sum(v for name, v in found.items() if name.endswith("/dead_experts"))}

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_asr.errors import InputError
+from moe_asr.errors import InputError, JobError
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,11 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except JobError as error:
+        if "--debug" in words:
+            raise
+        print(f"moe-asr: {error}", file=sys.stderr)
+        sys.exit(1)
         sys.exit(1)
     except OSError as error:
         if "--debug" in words or error.filename is None:

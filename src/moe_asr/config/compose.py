@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from moe_asr.errors import InputError
+from moe_asr.errors import InputError, JobError
 
 C = TypeVar("C")
 
@@ -203,7 +203,7 @@ def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Calla
         print(f"#{number}: {point}", flush=True)
         try:
             job(to_typed(schema, without_hydra(composed)))
-        except InputError as error:  # the other points may be sound
+        except (InputError, JobError) as error:  # the other points may be sound
             failed.append(f"#{number}: {error}")
             print(f"#{number}: {error}", file=sys.stderr, flush=True)
 

@@ -8,6 +8,7 @@ from moe_asr.config.decode import DecodeConfig
 from moe_asr.config.model import (
     AUXILIARY,
     ChunkConfig,
+    ConvNorm,
     LossConfig,
     ModelConfig,
     MoEConfig,
@@ -103,10 +104,14 @@ class TrainerConfig:
     """Which checkpoints are averaged: the best by dev error, or the last."""
     threads: int = 0
     """CPU threads; 0 = torch's own choice."""
+    max_skipped: int = 10
+    """Optimiser steps running whose loss or gradient is not finite, and which are skipped, before training stops."""
+    checkpoint_activations: bool = False
+    """Compute encoder layers anew for the gradient instead of keeping what they held: less memory, more time."""
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "validate_every", "recover_every", "average"):
+        for name in ("epochs", "accumulate", "validate_every", "recover_every", "average", "max_skipped"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1.")
         require(
             self.max_steps == -1 or self.max_steps >= 1, f"trainer.max_steps={self.max_steps} must be -1 or above 0."
@@ -189,6 +194,11 @@ class TrainConfig:
         require(
             self.init_from is not None or self.upcycle == UpcycleConfig(),
             "upcycle changes the experts that a dense model becomes: say of which one with init_from=RUN.",
+        )
+        require(
+            not (self.trainer.checkpoint_activations and self.model.encoder.conv_norm is ConvNorm.batch_norm),
+            "trainer.checkpoint_activations=true would count every batch twice in the statistics of a batch norm: "
+            "write model.encoder.conv_norm=layer_norm.",
         )
         sites = moe_sites(self.model, self.moe.placement)
         sharing_table(sites, self.moe)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from moe_asr.config.score import FEWEST_SPEAKERS, Unit
+from moe_asr.measure.expert_use import Alarm, expert_table
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -36,6 +37,8 @@ def results_table(results: dict[str, Any]) -> str:
                 lines.append(f"  {len(result['unreadable'])} utterances could not be read and count as deleted")
             if result["outside_tokenizer"]:
                 lines.append(f"  {result['outside_tokenizer']} references hold text outside the tokenizer")
+    if routing := results.get("routing"):
+        lines.append(f"experts chosen by routing.choose={routing['choose']}, not by the routers of {routing['sites']}")
     if speed := next((r["speed"] for p in ("test", "dev") for r in results.get(p, {}).values()), None):
         lines.append(
             f"RTF on {speed['machine']}: {speed['threads']} threads, batches of {speed['batch']}, "
@@ -43,8 +46,10 @@ def results_table(results: dict[str, Any]) -> str:
         )
     if test := results.get("test", {}):
         name = list(test)[-1]
-        for site, shares in test[name]["experts"].items():
-            lines.append(f"expert use on {name}, {site}: " + " ".join(f"{100 * share:3.0f}" for share in shares) + " %")
+        if table := expert_table(test[name]["experts"], test[name].get("router_entropy", {})):
+            lines.append(f"load of the experts on {name} in % (-: dead, !: over twice the even share):")
+            lines += table
+    lines += [f"alarm, {Alarm(**alarm)}" for alarm in results.get("alarms", ())]
     if "params_total" in results:
         lines.append(
             f"{results['params_total'] / 1e6:.2f} M parameters, {results['params_active'] / 1e6:.2f} M active; "

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe_asr.config.model import EncoderConfig, Positions
 from moe_asr.config.placement import MoESite
@@ -137,6 +139,8 @@ class Encoder(nn.Module):
         self.positions = make_positions(config)
         self.layers = nn.ModuleList(EncoderLayer(config, i, feed_forward) for i in range(config.layers))  # type: ignore[assignment]
         self.norm = nn.LayerNorm(config.width)
+        self.checkpointed = False
+        """Compute layers anew for the gradient, under the same dropout, instead of keeping what they held."""
 
     def frame_lengths(self, feature_lengths: Tensor) -> Tensor:
         return frame_lengths(feature_lengths, self.config.subsampling)
@@ -263,7 +267,8 @@ class Encoder(nn.Module):
         trace: RoutingTrace = ()
         appended, tapped = [], {}
         for i, layer in enumerate(self.layers):
-            x, decided, state = layer(x, sinusoids, valid, mask, routers, side, None if states is None else states[i])
+            run = partial(checkpoint, layer, use_reentrant=False) if self.checkpointed and self.training else layer
+            x, decided, state = run(x, sinusoids, valid, mask, routers, side, None if states is None else states[i])
             trace += decided
             if states is not None:
                 appended.append(state)

@@ -1,11 +1,12 @@
 """U2++ (arXiv 2106.05642): one encoder, a CTC head, decoders in both directions, and one bank of routers for all."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from moe_asr.config.model import AUXILIARY, ChunkConfig, LossConfig, ModelConfig, MoEConfig, RouterConfig
 from moe_asr.config.placement import DECODERS, MoESite, moe_sites, sharing_table
@@ -60,6 +61,19 @@ class AsrModel(nn.Module):
     def ctc_log_probs(self, frames: Tensor) -> Tensor:
         """(B,N,d) -> (B,N,V)."""
         return self.ctc.log_probs(frames)
+
+    def decoder_routing(self, encoded: EncoderOutput, hypotheses: Sequence[Sequence[int]]) -> RoutingTrace:
+        """How the decoders with MoE layers route as they read these tokens, one sequence for each utterance."""
+        stacks = {site.stack for site in self.routers.sites}
+        trace: RoutingTrace = ()
+        for name, decoder in self.decoders.items():
+            if name in stacks:
+                rows = [torch.tensor(tokens, dtype=torch.long, device=encoded.frames.device) for tokens in hypotheses]
+                lengths = torch.tensor([len(row) for row in rows], device=encoded.frames.device)
+                tokens = pad_sequence(rows, batch_first=True, padding_value=-1)
+                inputs, _ = teacher_forcing(tokens, lengths, self.sos_eos, name == "right_to_left")
+                trace += decoder(inputs, lengths + 1, decoder.memory(encoded), routers=self.routers)[1]
+        return trace
 
     def forward(
         self, batch: Batch, chunking: Chunking = FULL_CONTEXT, side: Side = NOTHING

@@ -17,10 +17,24 @@ from rich.progress import (
 
 from moe_asr.config.program import LoggerConfig, LoggerMode
 from moe_asr.errors import InputError
+from moe_asr.measure.expert_use import Alarm, Loads, heat_map
 from moe_asr.runs.directory import AppendLog, RunDirectory
 
 
-class MetricsCsv(Logger):
+class Log(Logger):
+    """What training writes to; not every log has a place for everything."""
+
+    def alert(self, alarm: Alarm) -> None:
+        """Something has gone wrong that a person should look at."""
+
+    def log_loads(self, loads: Loads, step: int) -> None:
+        """The load of every expert, as a picture."""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Every log was given the configuration at its start, or lies beside it."""
+
+
+class MetricsCsv(Log):
     """metrics.csv in long form (step, metric, value): any metric fits, and a resumed run cuts it back exactly."""
 
     def __init__(self, log: AppendLog) -> None:
@@ -38,11 +52,8 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.log.write_rows((step, name, repr(float(value))) for name, value in sorted(metrics.items()))
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The configuration lies beside the file."""
 
-
-class WandbRun(Logger):
+class WandbRun(Log):
     """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it."""
 
     def __init__(self, config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]) -> None:
@@ -74,8 +85,14 @@ class WandbRun(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.run.log(dict(metrics), step=step)
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The configuration was given at the start."""
+    def alert(self, alarm: Alarm) -> None:
+        self.run.alert(title="Mixture of Experts", text=str(alarm))
+
+    def log_loads(self, loads: Loads, step: int) -> None:
+        import wandb
+
+        if loads:
+            self.run.log({"routing/heat_map": wandb.Html(heat_map(loads), inject=False)}, step=step)
 
     def summarize(self, results: Mapping[str, Any]) -> None:
         """What the run found, as W&B's summary: ``test/<set>/wer``, ``test/<set>/rtf``, parameters, ..."""

@@ -1,7 +1,8 @@
 """The LightningModule: one optimiser step, one validation, and what is written down about them."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -11,24 +12,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from moe_asr.analysis.evaluation import error_units
-from moe_asr.analysis.load import load_metrics, measured
+from moe_asr.analysis.load import load_metrics, loads, measured, merged
 from moe_asr.config.program import TrainConfig
 from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, TrainingBatches, checksum
 from moe_asr.data.epoch_plan import EpochPlan, group_sizes
 from moe_asr.data.manifest import Problem, describe
 from moe_asr.data.selection import target_text
 from moe_asr.decoding.ctc_greedy import ctc_greedy
+from moe_asr.errors import JobError
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.measure.errors import EditCounts, edit_counts, total
+from moe_asr.measure.expert_use import Watch
 from moe_asr.measure.normalize import normalizer
 from moe_asr.models.u2pp import AsrModel, draw_chunking
 from moe_asr.modules.moe.routing import Side
-from moe_asr.modules.moe.statistics import RoutingSums
+from moe_asr.modules.moe.statistics import RoutingSums, over_ranks
 from moe_asr.randomness import key_seed, torch_rng
 from moe_asr.runs.directory import AppendLog
 from moe_asr.tensors import Chunking
-from moe_asr.training.optimisation import gradient_norms, make_optimizer, set_learning_rate
+from moe_asr.training.logs import Log
+from moe_asr.training.optimisation import (
+    expert_gradients,
+    gradient_norms,
+    make_optimizer,
+    router_gradients,
+    set_learning_rate,
+)
 from moe_asr.training.schedule import Segment
+
+ROUTER = "grad_norm/routers/"
+"""What the names of the routers' gradient norms begin with."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +72,12 @@ class AsrTraining(pl.LightningModule):
         segments: Sequence[Segment],
         ledger: AppendLog,
         optimizer_state: dict[str, Any] | None,
+        watch: Watch,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.config, self.data = model, tokenizer, config, data
-        self.segments, self.ledger, self.optimizer_state = segments, ledger, optimizer_state
+        self.segments, self.ledger, self.optimizer_state, self.watch = segments, ledger, optimizer_state, watch
+        self.model.encoder.checkpointed = config.trainer.checkpoint_activations
         self.normalize = normalizer(config.data.normalizer)
         self.units = error_units(config)
         self.references = {cut.id: target_text(describe(cut), tokenizer.unit) for cut in data.dev}
@@ -121,6 +136,10 @@ class AsrTraining(pl.LightningModule):
         self.step = self.segment.first_step
         self.parts: dict[str, Tensor] = {}
         self.step_routing: RoutingSums | None = None
+        self.row_routing: RoutingSums | None = None
+        """Since the last row of training metrics, or the beginning of the segment."""
+        self.tried: list[tuple[str, Tensor]] = []
+        """What to call each micro-batch of the optimiser step, and its loss."""
 
     def training_step(self, loaded: LoadedBatch, batch_idx: int) -> dict[str, Any]:
         plan, batch = loaded.plan, loaded.batch
@@ -135,11 +154,13 @@ class AsrTraining(pl.LightningModule):
         place = (self.config.seed, plan.epoch, plan.index)
         frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
         chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
+        if not self.tried:
+            self.buffers_before = [buffer.clone() for buffer in self.model.buffers()]
         torch.manual_seed(key_seed("dropout", *place))
         keys = [key_seed("routing", self.config.seed, plan.epoch, utterance) for utterance in batch.ids]
         losses, routing = self.model(batch, chunking, Side(keys=torch.tensor(keys, device=self.device)))
-        if self.model.routers.bias is not None:
-            self.step_routing = measured(routing, self.step_routing)
+        self.step_routing = measured(routing, self.step_routing)
+        self.tried.append((f"epoch {plan.epoch}, batch {plan.index}: {', '.join(batch.ids)}", losses.total.detach()))
         # Every utterance of the optimiser step weighs the same, however its group was cut into micro-batches.
         share = len(batch.ids) / plan.group_utterances
         for name, value in {
@@ -162,26 +183,68 @@ class AsrTraining(pl.LightningModule):
         return {"loss": losses.total * scale, "routing": routing}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Sets the learning rate, logs gradient norms, clips; a step whose norm is not finite changes nothing."""
+        """Sets the learning rate, logs, clips; a step whose loss or gradient is not finite changes nothing."""
         self.step += 1
         lr = set_learning_rate(optimizer, self.config.optim, self.step, self.segments[-1].last_step)
         due = self.step % self.config.logger.every == 0 or self.step == 1
-        norms = gradient_norms(self.model) if due else {}
+        row = self.gradient_figures() if due else {}  # before they are clipped
         total = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        if not torch.isfinite(total):
-            optimizer.zero_grad(set_to_none=True)
-            self.log_metrics({"train/skipped_step": 1.0})
-        if due:
-            self.log_metrics(
-                {f"train/{name}": float(value) for name, value in self.parts.items()}
-                | {"train/lr": lr, "grad_norm/all": float(total)}
-                | {f"grad_norm/{name}": float(norm) for name, norm in norms.items()}
-            )
-        if self.step_routing is not None:
-            self.model.routers.rebalance(self.step_routing)
-            self.step_routing = None
+        finite = torch.stack([total, *(loss for _, loss in self.tried)]).isfinite().all()
         self.last_loss = float(self.parts["loss"]) if "loss" in self.parts else None
-        self.parts = {}
+        if self.trainer.strategy.reduce_boolean_decision(bool(finite)):
+            self.watch = replace(self.watch, skipped=0)
+            self.row_routing = merged(self.step_routing, self.row_routing)
+            if self.step_routing is not None and self.model.routers.bias is not None:
+                self.model.routers.rebalance(over_ranks(self.step_routing))
+            if due:
+                self.log_row(row | {"train/lr": lr, "grad_norm/all": float(total)})
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            self.skip_step()
+        self.parts, self.step_routing, self.tried = {}, None, []
+
+    def gradient_figures(self) -> dict[str, float]:
+        """Gradient norms of the parts of the model, and of each router and expert."""
+        sites = self.step_routing.sites if self.step_routing is not None else ()
+        return (
+            {f"grad_norm/{name}": float(norm) for name, norm in gradient_norms(self.model).items()}
+            | {ROUTER + number: norm for number, norm in router_gradients(self.model.routers, sites).items()}
+            | {f"train/routing/{name}": norm for name, norm in expert_gradients(self.model).items()}
+        )
+
+    def log_row(self, row: dict[str, float]) -> None:
+        """Everything that is logged every `logger.every` steps; row: what is not about losses and loads."""
+        routed = None if self.row_routing is None else over_ranks(self.row_routing)
+        losses = {f"train/{name}": float(value) for name, value in self.parts.items()}
+        self.log_metrics(losses | row | load_metrics(routed, "train/routing"))
+        self.row_routing = None
+        if row["grad_norm/all"] > 0:  # else no audio of the step could be read
+            routers = {name.removeprefix(ROUTER): norm for name, norm in row.items() if name.startswith(ROUTER)}
+            self.heed(self.watch.learnt(self.step, routers))
+
+    def heed(self, watch: Watch) -> None:
+        """Takes a new watch over and makes its new alarms known."""
+        for alarm in watch.alarms[len(self.watch.alarms) :] if self.trainer.is_global_zero else ():
+            print(f"Alarm, {alarm}", file=sys.stderr, flush=True)
+            for log in self.loggers:
+                cast(Log, log).alert(alarm)
+        self.watch = watch
+
+    def skip_step(self) -> None:
+        """Undoes what the forward passes changed, and says which utterances did it. Raises JobError if this goes on."""
+        for buffer, before in zip(self.model.buffers(), self.buffers_before, strict=True):
+            buffer.copy_(before)
+        self.watch = replace(self.watch, skipped=self.watch.skipped + 1)
+        self.log_metrics({"train/skipped_step": 1.0})
+        infinite = [name for name, loss in self.tried if not loss.isfinite()]
+        culprits = "; ".join(infinite or [name for name, _ in self.tried])
+        what = f"The {'loss' if infinite else 'gradient'} of step {self.step} is not finite ({culprits})"
+        if self.watch.skipped >= self.config.trainer.max_skipped:
+            raise JobError(
+                f"{what}, and {self.watch.skipped} steps running were skipped: lower optim.lr, or look "
+                "at the audio and texts of these utterances."
+            )
+        print(f"{what}; the step is skipped.", file=sys.stderr, flush=True)
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         for logger in self.loggers:
@@ -213,7 +276,8 @@ class AsrTraining(pl.LightningModule):
                 )
                 texts += [self.normalize(self.tokenizer.decode(h.tokens)) for h in found]
                 if size == self.config.decode.chunk:
-                    self.routed = measured(encoded.routing, self.routed)
+                    read = self.model.decoder_routing(encoded, [h.tokens for h in found])
+                    self.routed = measured(encoded.routing + read, self.routed)
             for unit in self.units:
                 self.edits[size, unit] += total(edit_counts(references, texts, unit))
 
@@ -223,7 +287,11 @@ class AsrTraining(pl.LightningModule):
             for (size, unit), counts in self.edits.items()
         }
         self.dev_error = rates[f"val/{self.units[0].rate}"]
-        self.log_metrics(rates | load_metrics(self.routed))
+        routed = None if self.routed is None else over_ranks(self.routed)
+        self.log_metrics(rates | load_metrics(routed))
+        for log in self.loggers:
+            cast(Log, log).log_loads(loads(routed), self.step)
+        self.heed(self.watch.validated(self.step, loads(routed)))
         shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
         self.validation_line = f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
 

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_asr.config.compose import closest
+from moe_asr.config.placement import MoESite
 from moe_asr.config.program import OptimConfig, OptimizerName, Schedule
 from moe_asr.errors import InputError
+from moe_asr.modules.moe.layer import MoEFeedForward
+from moe_asr.modules.moe.sharing import RouterBank
 
 
 def check_prefixes(option: str, prefixes: Iterable[str], names: Sequence[str]) -> None:
@@ -76,3 +79,31 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
         for name, part in model.named_children()
         if any(p.grad is not None for p in part.parameters())
     }
+
+
+def router_gradients(routers: RouterBank, sites: Iterable[MoESite]) -> dict[str, float]:
+    """L2 norm of the gradient of each learned router that served one of these sites, by its number; 0 where it has
+    none. A router of a single expert has nothing to learn and is left out."""
+    serving = sorted({routers.table[site] for site in sites})
+    found = {}
+    for number, router in ((n, routers.routers[n]) for n in serving):
+        learned = [p for p in router.parameters() if p.requires_grad]
+        if learned and router.num_experts > 1:
+            found[str(number)] = float(torch.nn.utils.get_total_norm([p.grad for p in learned if p.grad is not None]))
+    return found
+
+
+def expert_gradients(model: nn.Module) -> dict[str, float]:
+    """L2 norm of the gradient of each expert, as "SITE/grad_norm/EXPERT"; null and frozen experts have none."""
+    found: dict[str, float] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, MoEFeedForward):
+            continue
+        stack, _, depth, slot = name.split(".")[-4:]
+        for bank, places in zip(layer.banks, layer.places.tolist(), strict=True):
+            squares = [p.grad.flatten(1).square().sum(1) for p in bank.parameters() if p.grad is not None]
+            if squares:
+                norms = torch.stack(squares).sum(0).sqrt().tolist()
+                mine = ((expert, place) for expert, place in enumerate(places[:-1]) if place >= 0)
+                found |= {f"{MoESite(stack, int(depth), slot)}/grad_norm/{e}": norms[place] for e, place in mine}
+    return found

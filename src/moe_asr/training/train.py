@@ -27,6 +27,7 @@ from moe_asr.data.selection import select_for_training, summary, target_text
 from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
+from moe_asr.measure.expert_use import Alarm, Watch
 from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.models.upcycling import upcycled
 from moe_asr.randomness import key_seed, numpy_rng
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         tokenizer, data, problems = load_data(config, state)
         report_problems(run, problems, len(data.cuts) + len(problems))
         model = initial_model(config, tokenizer, data.cuts, state)
+        print(outline(config, model))
         wandb = (
             None if config.logger.mode is LoggerMode.disabled else WandbRun(config.logger, run, config.name, resolved)
         )
@@ -98,6 +100,7 @@ def finish(
         "params_active": active,
         "train_seconds": recorder.seconds,
         "averaged_steps": [c.step for c in recorder.candidates],
+        "alarms": [asdict(alarm) for alarm in recorder.alarms],
         **environment(),
         "config_hash": run.path.name,
         "seed": config.seed,
@@ -188,6 +191,19 @@ def initial_model(
     return model
 
 
+def outline(config: TrainConfig, model: AsrModel) -> str:
+    """What is trained, in a line: a model without experts cannot be taken for one with them."""
+    total, active = (count / 1e6 for count in parameter_counts(model))
+    sites, moe = len(model.routers.sites), config.moe
+    if sites == 0:
+        return f"0 MoE sites: a dense model of {total:.2f} M parameters."
+    routers = len(model.routers.routers)
+    return (
+        f"{sites} MoE sites ({moe.placement}) with {moe.num_experts} experts each, top {moe.top_k}, "
+        f"{routers} router{'s' * (routers > 1)} ({moe.sharing}); {total:.2f} M parameters, {active:.2f} M active."
+    )
+
+
 def adopt(model: AsrModel, weights: dict[str, Tensor]) -> None:
     """Copies every parameter whose name and shape agree, and says which start anew."""
     own = model.state_dict()
@@ -232,6 +248,7 @@ class Recorder(pl.Callback):
         self.done = state["segments"] if state else 0
         self.started = time.monotonic() - (state["seconds"] if state else 0.0)
         self.problems: list[Problem] = []
+        self.alarms: Sequence[Alarm] = ()
 
     @property
     def seconds(self) -> float:
@@ -266,6 +283,7 @@ class Recorder(pl.Callback):
                 "offsets": {name: log.offset() for name, log in self.logs.items()},
                 "seconds": self.seconds,
                 "corpus": module.data.corpus,
+                "watch": module.watch.to_dict(),
             },
         )
         # Only now: until the recovery checkpoint names the new candidates, a killed run needs the old ones.
@@ -298,7 +316,8 @@ def fit(
     recorder = Recorder(run, tokenizer, logs, state, display)
     left = plan[recorder.done :]
     optimizer = state["optimizer"] if state else None
-    module = AsrTraining(model, tokenizer, config, data, left, logs["ledger.jsonl"], optimizer)
+    watch = Watch.from_dict(state["watch"]) if state and "watch" in state else Watch()
+    module = AsrTraining(model, tokenizer, config, data, left, logs["ledger.jsonl"], optimizer, watch)
     try:
         if left:
             trainer = lightning(config, len(left), run.path, [MetricsCsv(logs["metrics.csv"]), *loggers], recorder)
@@ -309,7 +328,7 @@ def fit(
         display.close()
         for log in logs.values():
             log.close()
-    recorder.problems = module.problems
+    recorder.problems, recorder.alarms = module.problems, module.watch.alarms
     return recorder
 
 
