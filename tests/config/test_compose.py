@@ -21,6 +21,7 @@ from moe_asr.config.compose import compose_config, config_folder, groups, option
 from moe_asr.config.prepare import PrepareConfig
 from moe_asr.config.program import Keep, Precision, TrainConfig
 from moe_asr.config.score import ScoreConfig
+from moe_asr.config.tune import TuneConfig
 from moe_asr.errors import InputError
 
 COMMANDS: dict[str, type] = {
@@ -29,6 +30,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "transcribe": TranscribeConfig,
     "align": AlignConfig,
+    "tune": TuneConfig,
     "prepare": PrepareConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,

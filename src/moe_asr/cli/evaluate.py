@@ -21,12 +21,16 @@ def run(config: EvaluateConfig) -> None:
     from moe_asr.runs.directory import environment, write_json
     from moe_asr.runs.process import keep_freed_memory
     from moe_asr.runs.recognizer import Recognizer
+    from moe_asr.runs.tuned import with_tuned
 
     normalizer(config.normalizer or "none")
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
     trained = recognizer.config
+    if config.tuned and config.modes:
+        raise InputError("tuned=true has the weights of one mode: write decode.mode, not modes.")
+    decode, receipt = with_tuned(config.decode, config.run) if config.tuned else (config.decode, None)
     data = dataclasses.replace(
         trained.data,
         path=config.data or trained.data.path,
@@ -44,11 +48,10 @@ def run(config: EvaluateConfig) -> None:
     asked = dataclasses.replace(trained, data=data)
     streams = (config.streams or sys.maxsize) if config.latency else 0
     results = {
-        "test": evaluate_splits(
-            recognizer, asked, data.test, config.decode, folder, config.modes, config.lefts, streams
-        ),
+        "test": evaluate_splits(recognizer, asked, data.test, decode, folder, config.modes, config.lefts, streams),
         "data": data.path,
         "largest_trained_chunk": trained.chunk.largest if trained.chunk.dynamic else None,
+        "tuned": receipt and {key: receipt[key] for key in ("weights", "data", "sets", "commit")},
         "precision": config.precision,
         "experts": config.experts,
         **environment(),

@@ -26,6 +26,7 @@ COMMANDS = {
     ),
     "train": Command("", "train a model; -m runs a grid", sweeps=True),
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
+    "tune": Command("RUN", "the weights of a decode mode, chosen on dev and kept in the run", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
     "benchmark": Command("profile|layer", "speed of a model's parts, or of an MoE layer's backends", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),

@@ -27,12 +27,15 @@ def run(config: TranscribeConfig) -> None:
 
     from moe_asr.runs.recognizer import Recognizer
     from moe_asr.runs.transcripts import cues, subtitles
+    from moe_asr.runs.tuned import with_tuned
 
     if not config.audio:
         raise InputError("Which audio? Write: moe-asr transcribe RUN AUDIO...")
     if config.format in (Format.srt, Format.vtt) and len(config.audio) > 1:
         raise InputError(f"format={config.format} makes one file of one: give a single AUDIO.")
     recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
+    if config.tuned:
+        config = replace(config, decode=with_tuned(config.decode, config.run)[0])
     failed, rows = [], []
     for file in config.audio:
         screen = Screen(file, f"{file}\t" if len(config.audio) > 1 else "", config.format)

@@ -23,6 +23,8 @@ class EvaluateConfig:
     """Splits of the corpus; null = the run's test sets."""
     normalizer: str | None = None
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    tuned: bool = False
+    """Use the weights that `moe-asr tune` chose for decode.mode."""
     modes: list[DecodeMode] = field(default_factory=list)
     """Several decode modes in one call, instead of decode.mode; times decode.chunks they make a grid."""
     lefts: list[int | None] = field(default_factory=list)
@@ -71,7 +73,6 @@ class EndpointConfig:
     longest: float = 20.0
 
     def __post_init__(self) -> None:
-        check_computing(self.precision, self.experts)
         require(0.0 <= self.blank < 1.0, f"endpoint.blank={self.blank} is a probability: write 0.8.")
         for name in ("silence_without_text", "silence_after_text", "longest"):
             require(getattr(self, name) > 0.0, f"endpoint.{name}={getattr(self, name)} must be above 0 seconds.")
@@ -83,6 +84,8 @@ class TranscribeConfig:
     audio: list[str] = field(default_factory=list)
     """Files; - reads raw 16-bit mono PCM from the standard input."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    tuned: bool = False
+    """Use the weights that `moe-asr tune` chose for decode.mode."""
     format: Format = Format.text
     """json and jsonl hold the n-best (decode.nbest), and the time and confidence of every token."""
     stream: bool = False

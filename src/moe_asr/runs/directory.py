@@ -8,6 +8,7 @@ ledger.jsonl       the utterances, features (checksum) and chunk of every batch,
 checkpoints/       weights at validations; recovery.pt to go on from; model.pt is the final, averaged model
 results.json       what was measured, once the run is done
 hypotheses/        per test set, a line per utterance
+tuned/             decode weights chosen on dev, a file per mode
 wandb/             the W&B run
 """
 
