@@ -34,6 +34,8 @@ def long(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_utterance_is_in_one_recording_of_its_speaker_or_a_problem(digits: Path, long: Path) -> None:
+    assert read_card(long).licence == read_card(digits).licence
+    assert set(read_card(digits).notes) <= set(read_card(long).notes)
     left_out = [line for line in (long / "problems.jsonl").read_text().splitlines() if "makes no recording" in line]
     for split in read_card(long).splits:
         short = {cut.id: describe(cut) for cut in read_split(digits, split)}

@@ -85,7 +85,8 @@ def _convert(
             raise InputError(f"{source} has no usable utterance, check source= and the corpus{first}.")
         for name in empty:
             (unfinished / f"{name}.jsonl.gz").unlink()
-        notes = [f"{name} has no usable utterance" for name in empty]
+        made_of = read_card(source) if config.corpus is Corpus.compose else None
+        notes = [*(made_of.notes if made_of else ()), *(f"{name} has no usable utterance" for name in empty)]
         if audit.multichannel:
             notes.append(f"{audit.multichannel} utterances have several channels, which are averaged when read")
         card = Card(
@@ -94,7 +95,7 @@ def _convert(
             splits={name: size for name, size in sizes.items() if size.utterances},
             config=options,
             config_hash=config_hash(options),
-            licence=licence or "that of the corpus",
+            licence=made_of.licence if made_of else licence or "that of the corpus",
             normalizer=f"{normalizer}, white space joined" + (", lower case" if lower else ""),
             notes=tuple(notes),
             left_out=dict(sorted(Counter(problem.reason for problem in audit.problems).items())),
