@@ -118,6 +118,8 @@ def test_further_chunk_sizes_have_results_of_their_own(
 def test_which_error_rates_are_reported(tiny: TrainConfig) -> None:
     assert error_units(tiny) == (Unit.word, Unit.char)
     assert error_units(replace(tiny, data=replace(tiny.data, error_unit=Unit.char))) == (Unit.char, Unit.word)
+    mixed = replace(tiny, data=replace(tiny.data, error_unit=Unit.mixed))
+    assert error_units(mixed) == (Unit.mixed, Unit.word, Unit.char)
     phones = replace(tiny, tokenizer=TokenizerConfig(unit=TokenUnit.phone))
     assert error_units(replace(phones, data=replace(tiny.data, error_unit=Unit.phone))) == (Unit.phone,)
 

@@ -5,13 +5,14 @@ import pickle
 from itertools import pairwise
 
 import pytest
+import sentencepiece
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_asr.config.data import TokenizerConfig, TokenUnit
 from moe_asr.errors import InputError
-from moe_asr.features.tokenizer import UNKNOWN, Tokenizer, join_han, train_tokenizer
+from moe_asr.features.tokenizer import SPECIALS, UNKNOWN, Tokenizer, join_han, read_sentencepiece, train_tokenizer
 
 WORDS = [
     "zero",
@@ -148,3 +149,39 @@ def test_bad_training_input_says_what_to_write() -> None:
         train_tokenizer(TokenizerConfig(TokenUnit.bpe, 9000), TEXTS)
     largest = int(str(refused.value).rstrip(".").rsplit(" ", 1)[1])
     assert len(train_tokenizer(TokenizerConfig(TokenUnit.bpe, largest), TEXTS)) == largest
+
+
+def test_a_sentencepiece_model_from_elsewhere_becomes_a_tokenizer(tmp_path) -> None:
+    own = train_tokenizer(TokenizerConfig(TokenUnit.bpe, 12), ["ab ba abba"])
+    (tmp_path / "own.model").write_bytes(own.bpe_model)
+    assert read_sentencepiece(tmp_path / "own.model") == own
+    with (tmp_path / "x.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["ab ba abba"]), model_writer=file, vocab_size=8, minloglevel=3
+        )
+    other = read_sentencepiece(tmp_path / "x.model")
+    assert other.symbols[:3] == SPECIALS
+    assert not {"<s>", "</s>"} & set(other.symbols)
+    assert len(other) == 8  # of its three special pieces, one is ours too
+    ids = other.encode("abba ab")
+    assert min(ids) > 2
+    assert other.decode(ids) == "abba ab"
+    assert Tokenizer.from_dict(other.to_dict()) == other
+    assert other.unknown("abz") == {"z"}
+
+
+def test_what_is_no_usable_sentencepiece_model_is_refused(tmp_path) -> None:
+    (tmp_path / "text.model").write_text("hello")
+    for name in ("text", "missing"):
+        with pytest.raises(InputError, match=f"{name}.model is not a sentencepiece model that can be read"):
+            read_sentencepiece(tmp_path / f"{name}.model")
+    with (tmp_path / "bytes.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["ab ba abba"]),
+            model_writer=file,
+            vocab_size=264,
+            byte_fallback=True,
+            minloglevel=3,
+        )
+    with pytest.raises(InputError, match="spells characters as bytes; train it without"):
+        read_sentencepiece(tmp_path / "bytes.model")

@@ -20,6 +20,8 @@ class TokenizerConfig:
     unit: TokenUnit = TokenUnit.char
     vocab_size: int = 500
     """Word pieces, for unit=bpe only."""
+    file: str | None = None
+    """A run or checkpoint whose tokenizer is used instead of a new one, or, for unit=bpe, a sentencepiece *.model."""
 
 
 class Window(StrEnum):

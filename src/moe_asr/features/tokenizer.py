@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -121,6 +122,23 @@ class Tokenizer:
             pieces: list[str] = self._bpe.encode(join_han(text), out_type=str)
             return pieces
         return _split(text, self.unit)
+
+
+def read_sentencepiece(file: str | Path) -> Tokenizer:
+    """Word pieces of a model that any program trained: its pieces in their order, after special tokens of our own.
+
+    Raises InputError for what is no sentencepiece model, or one that spells unknown characters as bytes.
+    """
+    try:
+        model = Path(file).read_bytes()
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{file} is not a sentencepiece model that can be read; check the path.") from error
+    ids = range(len(processor))
+    if any(map(processor.is_byte, ids)):
+        raise InputError(f"{file} spells characters as bytes; train it without byte_fallback.")
+    pieces = [processor.id_to_piece(i) for i in ids if not (processor.is_control(i) or processor.is_unknown(i))]
+    return Tokenizer(TokenUnit.bpe, (*SPECIALS, *(piece for piece in pieces if piece not in SPECIALS)), bpe_model=model)
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

@@ -26,7 +26,7 @@ from moe_asr.data.manifest import Problem, describe, read_card, read_split
 from moe_asr.data.selection import select_for_training, summary, target_text
 from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
-from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
+from moe_asr.features.tokenizer import Tokenizer, read_sentencepiece, train_tokenizer
 from moe_asr.measure.expert_use import Alarm, Watch
 from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.models.upcycling import upcycled
@@ -130,11 +130,12 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
         cuts = sample_cuts(cuts, config.data.limit, numpy_rng("limit", config.seed))
     if state is not None:
         tokenizer = Tokenizer.from_dict(state["tokenizer"])
-    elif config.init_from:
-        tokenizer = load_checkpoint(config.init_from).tokenizer
+    elif source := config.tokenizer.file or config.init_from:
+        pieces = source.endswith(".model")
+        tokenizer = read_sentencepiece(source) if pieces else load_checkpoint(source).tokenizer
         if tokenizer.unit is not config.tokenizer.unit:
             unit = tokenizer.unit.value
-            raise InputError(f"{config.init_from} was trained on {unit} tokens: write tokenizer.unit={unit} too.")
+            raise InputError(f"{source} was trained on {unit} tokens: write tokenizer.unit={unit} too.")
     else:
         tokenizer = train_tokenizer(
             config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
