@@ -12,7 +12,7 @@ import moe_asr  # noqa: F401  (first of all: it makes torchaudio importable)
 import torch
 
 from moe_asr.config.data import DataConfig, TokenizerConfig, TokenUnit
-from moe_asr.config.model import DecoderConfig, EncoderConfig, LossConfig, ModelConfig, MoEConfig
+from moe_asr.config.model import DecoderConfig, EncoderConfig, LossConfig, ModelConfig, MoEConfig, RouterConfig
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.synthetic import Engine, SyntheticConfig
 from moe_asr.data.batches import make_batch, read_all, similar
@@ -84,6 +84,17 @@ def untrained(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory whose model has learnt the training utterances by heart, and digits by the way (4 CPU-s)."""
+    return learnt(digits, tmp_path_factory.mktemp("runs") / "trained", MoEConfig())
+
+
+@pytest.fixture(scope="session")
+def trained_moe(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with four experts, one of which serves each frame, in both encoder layers (6 CPU-s)."""
+    return learnt(digits, tmp_path_factory.mktemp("runs") / "trained_moe", MoEConfig("encoder", num_experts=4, top_k=1))
+
+
+def learnt(digits: Path, folder: Path, moe: MoEConfig) -> Path:
+    """A run directory in `folder`."""
     off = {"dropout": 0.0, "position_dropout": 0.0}
     encoder = EncoderConfig(
         2, 48, heads=2, ffn_width=96, kernel=7, subsampling_channels=8, attention_dropout=0.0, **off
@@ -91,6 +102,8 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     decoder = DecoderConfig(1, 1, heads=2, ffn_width=48, self_attention_dropout=0.0, cross_attention_dropout=0.0, **off)
     config = TrainConfig(
         model=ModelConfig(encoder=encoder, decoder=decoder),
+        moe=moe,
+        router=RouterConfig(normalize=moe.top_k > 1),
         loss=LossConfig(ctc_weight=0.5),
         data=DataConfig(path=str(digits), test=["seen", "unseen"]),
         tokenizer=TokenizerConfig(unit=TokenUnit.word),
@@ -112,7 +125,6 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             model(batch, Chunking())[0].total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
-    folder = tmp_path_factory.mktemp("runs") / "trained"
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(folder / "checkpoints" / "model.pt", Checkpoint(config, tokenizer, model.state_dict()))
     return folder

@@ -20,6 +20,7 @@ from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeCon
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
 from moe_asr.config.prepare import PrepareConfig
 from moe_asr.config.program import Keep, Precision, TrainConfig
+from moe_asr.config.routing import TraceConfig
 from moe_asr.config.score import ScoreConfig
 from moe_asr.config.tune import TuneConfig
 from moe_asr.errors import InputError
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type] = {
     "align": AlignConfig,
     "tune": TuneConfig,
     "prepare": PrepareConfig,
+    "trace": TraceConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
 }
@@ -135,6 +137,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "corpus": "fsdd",
     "kind": "layer",
     "segments": True,
+    "routing.choose": "replay",
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",

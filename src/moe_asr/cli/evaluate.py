@@ -14,7 +14,9 @@ def run(config: EvaluateConfig) -> None:
     import torch
 
     from moe_asr.analysis.evaluation import evaluate_splits
+    from moe_asr.analysis.forcing import forced
     from moe_asr.analysis.latency_figure import latency_figure
+    from moe_asr.config.compose import to_plain
     from moe_asr.errors import InputError
     from moe_asr.measure.normalize import normalizer
     from moe_asr.measure.table import results_table
@@ -27,6 +29,7 @@ def run(config: EvaluateConfig) -> None:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
+    recognizer = forced(recognizer, config.routing)
     trained = recognizer.config
     if config.tuned and config.modes:
         raise InputError("tuned=true has the weights of one mode: write decode.mode, not modes.")
@@ -50,6 +53,7 @@ def run(config: EvaluateConfig) -> None:
     results = {
         "test": evaluate_splits(recognizer, asked, data.test, decode, folder, config.modes, config.lefts, streams),
         "data": data.path,
+        "routing": to_plain(config.routing) if config.routing.choose else None,
         "largest_trained_chunk": trained.chunk.largest if trained.chunk.dynamic else None,
         "tuned": receipt and {key: receipt[key] for key in ("weights", "data", "sets", "commit")},
         "precision": config.precision,

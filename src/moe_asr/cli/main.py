@@ -30,6 +30,7 @@ COMMANDS = {
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
     "benchmark": Command("profile|layer", "speed of a model's parts, or of an MoE layer's backends", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
+    "trace": Command("RUN", "which experts the routers choose for every frame of a corpus, as arrays", ("run",)),
     "inspect": Command("", "the model as a table, without training it"),
     "import-checkpoint": Command(
         "wenet DIR OUT", "another project's trained model -> a run directory", ("source", "dir", "out")

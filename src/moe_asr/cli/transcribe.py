@@ -25,6 +25,7 @@ def run(config: TranscribeConfig) -> None:
     import json
     import sys
 
+    from moe_asr.analysis.forcing import forced
     from moe_asr.runs.recognizer import Recognizer
     from moe_asr.runs.transcripts import cues, subtitles
     from moe_asr.runs.tuned import with_tuned
@@ -36,6 +37,7 @@ def run(config: TranscribeConfig) -> None:
     recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
     if config.tuned:
         config = replace(config, decode=with_tuned(config.decode, config.run)[0])
+    recognizer = forced(recognizer, config.routing)
     failed, rows = [], []
     for file in config.audio:
         screen = Screen(file, f"{file}\t" if len(config.audio) > 1 else "", config.format)
@@ -97,7 +99,10 @@ def hear(
         blocks = chain(head, blocks)
         notes += (f"longer than {config.long:g} s, hence decoded in chunks of {chunk} frames",)
     cut = not config.stream if config.segments is None else config.segments
-    session = recognizer.stream(chunk, config.decode.left, config.decode, config.endpoint if cut else None)
+    if cut and config.routing.trace is not None:
+        raise InputError(f"{file}: a trace is replayed over whole recordings: write segments=false.")
+    endpoint, name = config.endpoint if cut else None, Path(file).stem
+    session = recognizer.stream(chunk, config.decode.left, config.decode, endpoint, name)
     size = round(chunk * FRAME_SECONDS * rate)
     for block in blocks:
         for first in range(0, len(block), size):

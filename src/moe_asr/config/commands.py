@@ -9,6 +9,7 @@ from moe_asr.config.decode import DecodeConfig, DecodeMode
 from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import require
 from moe_asr.config.program import TrainConfig
+from moe_asr.config.routing import RoutingConfig
 
 
 @dataclass
@@ -25,6 +26,7 @@ class EvaluateConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     tuned: bool = False
     """Use the weights that `moe-asr tune` chose for decode.mode."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
     modes: list[DecodeMode] = field(default_factory=list)
     """Several decode modes in one call, instead of decode.mode; times decode.chunks they make a grid."""
     lefts: list[int | None] = field(default_factory=list)
@@ -86,6 +88,7 @@ class TranscribeConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     tuned: bool = False
     """Use the weights that `moe-asr tune` chose for decode.mode."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
     format: Format = Format.text
     """json and jsonl hold the n-best (decode.nbest), and the time and confidence of every token."""
     stream: bool = False

@@ -85,7 +85,7 @@ class TopKRouter(nn.Module):
         scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
         preference = scores if sigmoid or bias is not None else logits
         if bias is not None:
-            preference = preference + bias.to(preference.dtype)
+            preference = preference + bias.to(preference)
         if self.training and config.gumbel > 0:
             preference = preference + config.gumbel * gumbel(side, site, experts).to(preference.dtype)
         expert_ids = preference.topk(self.top_k, dim=-1).indices
@@ -181,6 +181,19 @@ def fixed_expert(expert: int) -> Callable[[Routing, MoESite, Side], Tensor]:
         return ((expert + slots) % routing.logits.shape[-1]).expand_as(routing.expert_ids)
 
     return choose
+
+
+def without(router: Router, expert: int) -> Biased:
+    """A top-k router that chooses the next best instead of this expert; normalised weights sum to 1 as ever.
+
+    Raises ValueError for a router of another kind.
+    """
+    own = router.router if isinstance(router, Biased) else router
+    if not isinstance(own, TopKRouter):
+        raise ValueError(f"no expert can be forbidden to a {type(own).__name__}.")
+    bias = router.bias.clone() if isinstance(router, Biased) else torch.zeros(own.num_experts)
+    bias[expert] = -torch.inf
+    return Biased(own, bias)
 
 
 def make_router(config: RouterConfig, moe: MoEConfig, width: int) -> TopKRouter:
