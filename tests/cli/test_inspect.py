@@ -1,6 +1,9 @@
-"""The FLOPs that `inspect` prints."""
+"""The FLOPs that `inspect` prints, and the models that `match` solves."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,9 +20,44 @@ def test_flops_follow_the_options(cli: Cli) -> None:
     words = ("inspect", "model=u2pp_225m", "vocab_size=8404")
     dense = flops_of(cli(*words)[1])
     assert dense["encoder and CTC"] == pytest.approx(2 * 71 / 12, rel=0.01)  # the reference: 71 G multiply-adds in 12 s
-    assert dense["encoder and CTC"] == pytest.approx(sum(list(dense.values())[:-2]), abs=0.01)
+    assert dense["encoder and CTC"] == pytest.approx(sum(list(dense.values())[:-3]), abs=0.01)
     assert flops_of(cli(*words, "decode.chunk=16")[1])["attention"] < dense["attention"]
     assert flops_of(cli(*words, "decode.beam=20")[1])["rescoring 20 hypotheses of 48 tokens"] > 4
     mixed = flops_of(cli(*words, "moe.placement=encoder", "moe.num_experts=4", "moe.top_k=2")[1])
     assert mixed["feed-forward"] == pytest.approx(2 * dense["feed-forward"], rel=1e-3)
     assert mixed["router"] > dense["router"] == 0
+
+
+def test_a_matched_model_is_shown_with_its_solved_width(cli: Cli) -> None:
+    words = ("moe.placement=both", "moe.top_k=1", "router=switch", "match=active", "match_to=dense")
+    code, out, err = cli("inspect", *words)
+    assert (code, err) == (0, "")
+    assert out.startswith("match=active: moe.expert_width=")
+    total = next(line for line in out.splitlines() if line.startswith("total"))
+    assert f"{float(total.split()[3]):.3f} M parameters against" in out
+
+
+def test_a_grid_of_matches_trains_the_solved_widths(tmp_path: Path) -> None:
+    """Through Hydra's launcher, in a process of its own; what would train says what it was asked to."""
+    script = """
+import sys
+from types import SimpleNamespace
+from moe_asr.cli.main import main
+
+def train(config):
+    print("asked:", config.moe.expert_width, config.match, config.match_to)
+    return {}
+
+sys.modules["moe_asr.training.train"] = SimpleNamespace(train=train)
+sys.argv = "moe-asr train -m moe.placement=both match=total,active match_to=u2pp_small".split()
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("match=") or "asked:" in line]
+    runs = [path for path in (tmp_path / "runs").iterdir() if path.name != "sweeps"]
+    assert len(runs) == 2
+    assert len(said) == 4
+    widths = [said[i][0].removeprefix("moe.expert_width=").removesuffix(",") for i in (0, 2)]
+    assert [said[i] for i in (1, 3)] == [[width, "None", "None"] for width in widths]
+    assert int(widths[0]) < int(widths[1])

@@ -3,8 +3,6 @@
 from moe_asr.config.commands import InspectConfig
 
 CONFIG = InspectConfig
-SECONDS, TOKENS_PER_SECOND = 12, 4
-"""The audio that FLOPs are stated for."""
 
 
 def run(config: InspectConfig) -> None:
@@ -12,10 +10,12 @@ def run(config: InspectConfig) -> None:
 
     from moe_asr.config.placement import moe_sites, sharing_table
     from moe_asr.measure import flops
+    from moe_asr.measure.matching import matched
     from moe_asr.models.u2pp import build_model, parameter_counts
-    from moe_asr.modules.subsampling import frame_lengths
-    from moe_asr.tensors import Chunking
 
+    config, line = matched(config, config.vocab_size)
+    if line:
+        print(line)
     with torch.device("meta"):
         model = build_model(
             config.model,
@@ -35,15 +35,9 @@ def run(config: InspectConfig) -> None:
     for site, router in zip(sites, table, strict=True):
         print(f"  {site!s:<28} router {router}")
 
-    decode, feature_frames = config.decode, 100 * SECONDS
-    frames, tokens = frame_lengths(feature_frames, config.model.encoder.subsampling), TOKENS_PER_SECOND * SECONDS
-    chunking, bins = Chunking(decode.chunk, decode.left), config.features.mel_bins
-    parts = flops.encoder(config.model, config.moe, feature_frames, bins, chunking)
-    parts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
-    parts["encoder and CTC"] = sum(parts.values())
-    rescoring = flops.rescoring(config.model, config.moe, config.vocab_size, frames, decode.beam, tokens)
-    parts[f"rescoring {decode.beam} hypotheses of {tokens} tokens"] = sum(rescoring.values())
+    decode = config.decode
     context = "full context" if decode.chunk is None else f"chunks of {decode.chunk}"
-    print(f"FLOPs per second of audio ({SECONDS} s, {context}; 2 per multiply-add):")
-    for name, multiply_adds in parts.items():
-        print(f"  {name:<40} {2 * multiply_adds / SECONDS / 1e9:10.3f} G")
+    print(f"FLOPs per second of audio ({flops.SECONDS} s, {context}; 2 per multiply-add):")
+    parts = flops.recognition(config.model, config.moe, decode, config.features.mel_bins, config.vocab_size)
+    for name, count in parts.items():
+        print(f"  {name:<40} {count / 1e9:10.3f} G")

@@ -10,6 +10,11 @@ def run(config: TrainConfig) -> None:
     from moe_asr.measure.table import results_table
     from moe_asr.runs.directory import open_run, read_results
 
+    if config.match is not None:  # before the run is named: solved widths are its own
+        from moe_asr.measure.matching import matched
+
+        config, line = matched(config, config.tokenizer.vocab_size)
+        print(line)
     folder = open_run(to_plain(config))
     if (results := read_results(folder)) is None:
         from moe_asr.runs.process import keep_freed_memory

@@ -4,12 +4,15 @@ Matrix products and convolutions as this program computes them, a multiply-add b
 softmax and the beam are not counted. Attention counts every pair that is computed, whether masked or not.
 """
 
+from moe_asr.config.decode import DecodeConfig
 from moe_asr.config.model import ModelConfig, MoEConfig, Positions, Subsampling
 from moe_asr.config.placement import moe_sites
 from moe_asr.models.encoder import FULL_CONTEXT
 from moe_asr.modules.subsampling import FACTOR, OVERLAP, frame_lengths
 from moe_asr.tensors import Chunking
 
+SECONDS, TOKENS_PER_SECOND = 12, 4
+"""The audio that `recognition` is counted for."""
 MultiplyAdds = dict[str, int]
 """By part of the model."""
 
@@ -69,6 +72,21 @@ def rescoring(
         for part, count in _feed_forward(model, moe, stack, depth, rows, config.ffn_width).items():
             parts[part] += count
     return parts
+
+
+def recognition(
+    model: ModelConfig, moe: MoEConfig, decode: DecodeConfig, mel_bins: int, vocab_size: int
+) -> dict[str, float]:
+    """FLOPs per second of audio, by part and in total, of an utterance of `SECONDS` that the decoders rescore."""
+    feature_frames, tokens = 100 * SECONDS, TOKENS_PER_SECOND * SECONDS
+    frames = frame_lengths(feature_frames, model.encoder.subsampling)
+    parts = encoder(model, moe, feature_frames, mel_bins, Chunking(decode.chunk, decode.left))
+    parts["CTC head"] = ctc_head(model, vocab_size, frames)
+    parts["encoder and CTC"] = sum(parts.values())
+    rescored = sum(rescoring(model, moe, vocab_size, frames, decode.beam, tokens).values())
+    parts[f"rescoring {decode.beam} hypotheses of {tokens} tokens"] = rescored
+    parts["in total"] = parts["encoder and CTC"] + rescored
+    return {part: 2 * count / SECONDS for part, count in parts.items()}
 
 
 def _feed_forward(model: ModelConfig, moe: MoEConfig, stack: str, sites: int, rows: int, hidden: int) -> MultiplyAdds:

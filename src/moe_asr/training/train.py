@@ -28,6 +28,7 @@ from moe_asr.errors import InputError
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.tokenizer import Tokenizer, read_sentencepiece, train_tokenizer
 from moe_asr.measure.expert_use import Alarm, Watch
+from moe_asr.measure.matching import matched
 from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.models.upcycling import upcycled
 from moe_asr.randomness import key_seed, numpy_rng
@@ -53,6 +54,7 @@ from moe_asr.training.schedule import segments
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains, averages, evaluates on dev and test, and returns what results.json holds; at once if the run is done."""
+    config, _ = matched(config, config.tokenizer.vocab_size)
     check_accelerator(config)
     resolved = to_plain(config)
     run = open_run(resolved)
