@@ -10,11 +10,16 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "head"), [("profile", "part", "efficiency"), ("layer", "backend", "limit ms")], ids=str
+    ("kind", "option", "key", "head"),
+    [
+        ("profile", "moe.placement=both", "part", "efficiency"),
+        ("profile", "model=omni_tiny", "part", "efficiency"),
+        ("layer", "layer.correlation=0.9", "backend", "limit ms"),
+    ],
 )
-def test_a_table_and_the_same_as_json(cli: Cli, tmp_path: Path, kind: str, key: str, head: str) -> None:
+def test_a_table_and_the_same_as_json(cli: Cli, tmp_path: Path, kind: str, option: str, key: str, head: str) -> None:
     file = tmp_path / "speed.json"
-    code, out, err = cli("benchmark", kind, "quick=true", "moe.placement=both", f"out={file}")
+    code, out, err = cli("benchmark", kind, "quick=true", option, f"out={file}")
     assert (code, err) == (0, "")
     result = json.loads(file.read_text())
     assert (result["kind"], result["clock"], result["config"]["out"]) == (kind, "CPU", None)

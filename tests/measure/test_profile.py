@@ -8,13 +8,13 @@ import torch
 from moe_asr.config.benchmark import BenchmarkConfig, Kind, quickened
 from moe_asr.config.model import LossConfig, MoEConfig
 from moe_asr.decoding.ctc_greedy import ctc_greedy
-from moe_asr.errors import InputError
 from moe_asr.measure import flops
 from moe_asr.measure.machine import Peaks
-from moe_asr.measure.profile import GREEDY, RESCORING, WHOLES, _stopwatches, make_speak, profile
+from moe_asr.measure.profile import PARTS, STAGES, _stopwatches, make_speak, profile
 from moe_asr.models.u2pp import build_model
 
 PEAKS = Peaks(fp32=1e9, bf16=2e9, int8=4e9, read=1e9)
+ENCODER = [*dict.fromkeys(PARTS.values()), "norms and other"]
 CONFIG = quickened(BenchmarkConfig(kind=Kind.profile))
 
 
@@ -22,18 +22,35 @@ CONFIG = quickened(BenchmarkConfig(kind=Kind.profile))
 def test_the_parts_add_up_to_both_wholes(placement: str | None) -> None:
     config = replace(CONFIG, moe=MoEConfig(placement=placement), rounds=1)  # of one round, medians add up
     rows = {row.part: row for row in profile(config, PEAKS).rows}
-    assert set(rows) == {*GREEDY, *RESCORING, *WHOLES}
-    for (whole, parts), share in zip(WHOLES.items(), ("of_greedy", "of_rescoring"), strict=True):
-        assert rows[whole].seconds.median == pytest.approx(sum(rows[part].seconds.median for part in parts))
-        assert sum(getattr(rows[part], share) for part in parts) == pytest.approx(1)
-        assert rows[whole].multiply_adds == sum(rows[part].multiply_adds for part in parts)
-        assert all((getattr(row, share) is None) == (name not in (*parts, whole)) for name, row in rows.items())
+    assert list(rows) == [*ENCODER, *STAGES, "full pass, greedy", "full pass, rescoring"]
+    for whole, share, missing in (
+        ("full pass, greedy", "of_greedy", {"CTC prefix beam", "rescoring"}),
+        ("full pass, rescoring", "of_beam", {"CTC greedy"}),
+    ):
+        parts = [rows[part] for part in (*ENCODER, *STAGES) if part not in missing]
+        assert rows[whole].seconds.median == pytest.approx(sum(row.seconds.median for row in parts))
+        assert sum(getattr(row, share) for row in parts) == pytest.approx(1)
+        assert rows[whole].multiply_adds == sum(row.multiply_adds for row in parts)
+        assert {part for part in STAGES if getattr(rows[part], share) is None} == missing
     assert min(row.seconds.median for row in rows.values()) > 0
     row = rows["feed-forward"]
     expected = flops.encoder(config.model, config.moe, 200, 80)
     assert row.multiply_adds == expected["feed-forward"] + expected["router"]
     assert row.efficiency == pytest.approx(2 * row.multiply_adds / 1e9 / row.seconds.median)
     assert rows["CTC prefix beam"].efficiency is None
+
+
+def test_a_model_has_rows_for_what_it_has() -> None:
+    one_way = replace(CONFIG.model, decoder=replace(CONFIG.model.decoder, reverse_layers=0))
+    assert "rescoring" in {row.part for row in profile(replace(CONFIG, model=one_way), PEAKS).rows}
+    model = replace(
+        CONFIG.model,
+        encoder=replace(CONFIG.model.encoder, kernel=None, macaron=False),
+        decoder=replace(CONFIG.model.decoder, layers=0, reverse_layers=0),
+    )
+    parts = [row.part for row in profile(replace(CONFIG, model=model), PEAKS).rows]
+    encoder = [part for part in ENCODER if part != "convolution"]
+    assert parts == [*encoder, *STAGES[:-1], "full pass, greedy", "full pass, prefix beam"]
 
 
 def test_a_part_takes_the_time_of_its_modules_and_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,11 +79,3 @@ def test_an_untrained_head_speaks_in_the_share_of_frames_asked_for() -> None:
     assert spoken == pytest.approx(0.16, abs=0.01)
     assert log_probs.amax(-1).exp().median() > 0.8
     assert 0 < len(ctc_greedy(log_probs, encoded.frame_lengths, 0)[0].tokens) <= 0.17 * 202
-
-
-def test_rescoring_needs_a_decoder_in_one_direction() -> None:
-    model = replace(CONFIG.model, decoder=replace(CONFIG.model.decoder, reverse_layers=0))
-    assert len(profile(replace(CONFIG, model=model), PEAKS).rows) == 11
-    model = replace(CONFIG.model, decoder=replace(CONFIG.model.decoder, layers=0, reverse_layers=0))
-    with pytest.raises(InputError, match=r"write model\.decoder\.layers=1"):
-        profile(replace(CONFIG, model=model), PEAKS)

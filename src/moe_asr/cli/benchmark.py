@@ -64,13 +64,13 @@ def _profile_table(profile: "Profile") -> str:
             row.part,
             f"{row.multiply_adds / 1e9:.2f}",
             *_ms(row.seconds),
-            *("-" if share is None else f"{100 * share:.1f} %" for share in (row.of_greedy, row.of_rescoring)),
+            *("-" if share is None else f"{100 * share:.1f} %" for share in (row.of_greedy, row.of_beam)),
             "-" if row.efficiency is None else f"{row.efficiency:.2f}",
             f"{row.seconds.median / profile.audio_seconds:.4f}",
         ]
         for row in profile.rows
     ]
-    return note + _table(["part", "GMAC", "ms", "quartiles", "greedy", "rescoring", "efficiency", "RTF"], rows)
+    return note + _table(["part", "GMAC", "ms", "quartiles", "greedy", "beam", "efficiency", "RTF"], rows)
 
 
 def _layer_table(rows: "Sequence[Row]") -> str:

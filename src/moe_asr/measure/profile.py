@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.data import FeaturesConfig
 from moe_asr.config.decode import DecodeConfig
-from moe_asr.config.model import LossConfig, require
 from moe_asr.decoding.attention import attention_rescoring
 from moe_asr.decoding.ctc_greedy import ctc_greedy
 from moe_asr.decoding.ctc_prefix_beam import CtcPrefixBeam
@@ -20,10 +19,16 @@ from moe_asr.measure.timing import Spread, clock, spread
 from moe_asr.models.encoder import EncoderOutput
 from moe_asr.models.u2pp import U2pp, build_model
 
-GREEDY = ("subsampling", "attention", "convolution", "feed-forward", "norms and other", "CTC head", "CTC greedy")
-RESCORING = (*GREEDY[:-1], "CTC prefix beam", "rescoring")
 SHARPNESS = 30.0
-WHOLES = {"full pass, greedy": GREEDY, "full pass, rescoring": RESCORING}
+STAGES = ("CTC head", "CTC greedy", "CTC prefix beam", "rescoring")
+PARTS = {
+    "subsampling": "subsampling",
+    "ffn_in": "feed-forward",
+    "ffn_out": "feed-forward",
+    "attention": "attention",
+    "convolution": "convolution",
+}
+"""By the name of a module of the encoder or of its layers: the part that its time belongs to."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Row:
     seconds: Spread
     of_greedy: float | None
     """Share of the time of the full pass with greedy search; None where that does without this part."""
-    of_rescoring: float | None
+    of_beam: float | None
+    """Of the full pass with prefix beam, and rescoring where the model has decoders."""
     efficiency: float | None
     """Time of its multiply-adds at the machine's fp32 peak / its own; None where it has none that count."""
 
@@ -54,15 +60,13 @@ class Profile:
 def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
     """Times a randomly initialised model on random features of one utterance; log-mel and text are not included.
 
-    Every round is one encoder pass with both ways to go on from it; a first one does not count. Raises InputError for
-    a model without decoder.
+    Every round is one encoder pass with both ways to go on from it; a first one does not count.
     """
-    require(config.model.decoder.layers > 0, "rescoring needs a decoder: write model.decoder.layers=1.")
     torch.manual_seed(config.seed)
     bins, feature_frames = FeaturesConfig().mel_bins, round(100 * config.seconds)
     features, lengths = torch.randn(1, feature_frames, bins), torch.tensor([feature_frames])
     model = build_model(
-        config.model, config.moe, config.router, LossConfig(), vocab_size=config.vocab_size, mel_bins=bins
+        config.model, config.moe, config.router, config.loss, vocab_size=config.vocab_size, mel_bins=bins
     ).eval()
     encoded = model.encode(features, lengths)
     make_speak(model, encoded, config.nonblank)
@@ -71,26 +75,33 @@ def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
     frames, tokens = encoded.frames.shape[1], max(len(h.tokens) for h in nbest[0])
 
     rounds = [_round(model, features, lengths, beam) for _ in range(config.rounds + 1)][1:]
-    parts = flops.encoder(config.model, config.moe, feature_frames, bins)
-    parts["feed-forward"] += parts.pop("router")
-    parts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
+    counts = flops.encoder(config.model, config.moe, feature_frames, bins)
+    counts["feed-forward"] += counts.pop("router")
+    counts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
     decoders = flops.rescoring(config.model, config.moe, config.vocab_size, frames, len(nbest[0]), tokens)
-    parts["rescoring"] = sum(decoders.values())
-    for whole, members in WHOLES.items():
-        parts[whole] = sum(parts.get(part, 0) for part in members)
+    counts["rescoring"] = sum(decoders.values())
+    wholes = _wholes(list(rounds[0]))
+    for whole, parts in wholes.items():
+        counts[whole] = sum(counts.get(part, 0) for part in parts)
         for times in rounds:
-            times[whole] = sum(times[part] for part in members)
+            times[whole] = sum(times[part] for part in parts)
     spreads = {part: spread([times[part] for times in rounds]) for part in rounds[0]}
 
     def row(part: str) -> Row:
-        count, time = parts.get(part, 0), spreads[part].median
-        greedy, rescoring = (
-            time / spreads[whole].median if part in (*members, whole) else None for whole, members in WHOLES.items()
+        count, time = counts.get(part, 0), spreads[part].median
+        greedy, beam = (
+            time / spreads[whole].median if part in (*parts, whole) else None for whole, parts in wholes.items()
         )
-        return Row(part, count, spreads[part], greedy, rescoring, peaks.seconds(count) / time if count else None)
+        return Row(part, count, spreads[part], greedy, beam, peaks.seconds(count) / time if count else None)
 
-    rows = tuple(row(part) for part in (*dict.fromkeys((*GREEDY, *RESCORING)), *WHOLES))
-    return Profile(rows, feature_frames / 100, frames, len(nbest[0]), tokens)
+    return Profile(tuple(map(row, spreads)), feature_frames / 100, frames, len(nbest[0]), tokens)
+
+
+def _wholes(parts: list[str]) -> dict[str, list[str]]:
+    """The two ways through the model, each with its parts."""
+    beam = [part for part in parts if part != "CTC greedy"]
+    greedy = [part for part in parts if part not in ("CTC prefix beam", "rescoring")]
+    return {"full pass, greedy": greedy, f"full pass, {beam[-1].removeprefix('CTC ')}": beam}
 
 
 def make_speak(model: U2pp, encoded: EncoderOutput, nonblank: float) -> None:
@@ -107,10 +118,15 @@ def make_speak(model: U2pp, encoded: EncoderOutput, nonblank: float) -> None:
 
 
 def _round(model: U2pp, features: Tensor, lengths: Tensor, beam: CtcPrefixBeam) -> dict[str, float]:
-    """Seconds of each part."""
+    """Seconds of each part that the model has, in the order of the pass."""
     weights = DecodeConfig()
     reverse_weight = weights.reverse_weight if "right_to_left" in model.decoders else 0.0
-    with _stopwatches(_parts(model)) as times:
+    modules: dict[str, list[nn.Module]] = {part: [] for part in PARTS.values()}
+    for parent in (model.encoder, *model.encoder.layers):
+        for name, module in parent.named_children():
+            if name in PARTS:
+                modules[PARTS[name]].append(module)
+    with _stopwatches({part: found for part, found in modules.items() if found}) as times:
         marks = [clock()]
         encoded = model.encode(features, lengths)
         marks.append(clock())
@@ -121,20 +137,10 @@ def _round(model: U2pp, features: Tensor, lengths: Tensor, beam: CtcPrefixBeam) 
     marks.append(clock())
     nbest = beam(log_probs, encoded.frame_lengths)
     marks.append(clock())
-    attention_rescoring(model, encoded, nbest, weights.ctc_weight, reverse_weight)
-    marks.append(clock())
-    stages = ("CTC head", "CTC greedy", "CTC prefix beam", "rescoring")
-    return times | {stage: end - begin for stage, begin, end in zip(stages, marks[1:], marks[2:], strict=False)}
-
-
-def _parts(model: U2pp) -> dict[str, list[nn.Module]]:
-    layers = model.encoder.layers
-    return {
-        "subsampling": [model.encoder.subsampling],
-        "attention": [layer.attention for layer in layers],
-        "convolution": [layer.convolution for layer in layers],
-        "feed-forward": [module for layer in layers for module in (layer.ffn_in, layer.ffn_out)],
-    }
+    if model.decoders:
+        attention_rescoring(model, encoded, nbest, weights.ctc_weight, reverse_weight)
+        marks.append(clock())
+    return times | {stage: end - begin for stage, begin, end in zip(STAGES, marks[1:], marks[2:], strict=False)}
 
 
 @contextmanager
