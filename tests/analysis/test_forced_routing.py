@@ -222,3 +222,18 @@ def test_what_cannot_be_forced_is_said(
         ):
             again.decode(samples, DecodeConfig(), names)
     assert forced(recognizer, RoutingConfig()) is recognizer
+
+
+def test_a_permutation_gives_each_expert_the_work_of_another(recognizer: Recognizer, speech: dict) -> None:
+    samples, names = list(speech.values()), list(speech)
+    own = recognizer.decode(samples, names=names)[1]
+    swapped = forced(recognizer, RoutingConfig("permuted_1")).decode(samples, names=names)[1]
+    again = forced(recognizer, RoutingConfig("permuted_1")).decode(samples, names=names)[1]
+    before, after = own[0].routing.expert_ids[own[0].valid], swapped[0].routing.expert_ids[own[0].valid]
+    order = dict(zip(before.flatten().tolist(), after.flatten().tolist(), strict=True))
+    assert after.flatten().tolist() == [order[old] for old in before.flatten().tolist()]
+    assert len(set(order.values())) == len(order) > 1
+    assert any(old != new for old, new in order.items())
+    assert all(a.routing.expert_ids.equal(b.routing.expert_ids) for a, b in zip(swapped, again, strict=True))
+    only = forced(recognizer, RoutingConfig("permuted_1", sites="encoder.0.ffn_in")).decode(samples, names=names)[1]
+    assert only[0].routing.expert_ids.equal(swapped[0].routing.expert_ids)

@@ -75,7 +75,10 @@ def test_a_file_is_known_by_its_name(cli: Cli, untrained: Path, digits: Path, tr
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("routing.choose=rnadom", "routing.choose=rnadom is not known; write random, expert_3, without_3 or replay."),
+        (
+            "routing.choose=rnadom",
+            "routing.choose=rnadom is not known; write random, expert_3, without_3, permuted_1 or replay.",
+        ),
         ("routing.choose=expert_-1", "is not known; write random"),
         ("routing.choose=replay", "routing.choose=replay and routing.trace=FOLDER belong together"),
         ("routing.trace=x", "routing.choose=replay and routing.trace=FOLDER belong together"),

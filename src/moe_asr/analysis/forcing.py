@@ -11,7 +11,7 @@ from moe_asr.config.model import require
 from moe_asr.config.placement import MoESite, moe_sites
 from moe_asr.config.routing import RoutingConfig
 from moe_asr.errors import InputError
-from moe_asr.modules.moe.routers import Forced, Router, fixed_expert, random_experts, without
+from moe_asr.modules.moe.routers import Forced, Router, fixed_expert, permuted, random_experts, without
 from moe_asr.modules.moe.routing import NOTHING, Routing, Side
 from moe_asr.runs.recognizer import Recognizer, utterance_key
 
@@ -35,7 +35,7 @@ def forced(recognizer: Recognizer, config: RoutingConfig) -> Recognizer:
     )
     kind, _, number = config.choose.partition("_")
     expert = int(number or 0)
-    require(expert < experts, f"{asked}: this model's experts are 0 to {experts - 1}.")
+    require(expert < experts or kind == "permuted", f"{asked}: this model's experts are 0 to {experts - 1}.")
     require(kind != "without" or top_k < experts, f"{asked}: all {experts} experts are needed, as moe.top_k={top_k}.")
     trace = replayable(config.trace, chosen, experts, top_k) if config.trace is not None else None
     numbers = {utterance_key(u["id"]): number for number, u in enumerate(trace.utterances)} if trace else {}
@@ -48,6 +48,8 @@ def forced(recognizer: Recognizer, config: RoutingConfig) -> Recognizer:
                 return Forced(router, random_experts)
             case "expert":
                 return Forced(router, fixed_expert(expert))
+            case "permuted":
+                return Forced(router, permuted(expert))
             case _:
                 return without(router, expert)
 

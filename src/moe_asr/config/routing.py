@@ -15,7 +15,8 @@ class RoutingConfig:
     """Who chooses the experts of a trained model, whose routers still weigh them (but in a replay)."""
 
     choose: str | None = None
-    """random; expert_3 (with moe.top_k > 1 those that follow it, too); without_3 (the next best instead); or replay."""
+    """random; expert_3 (with moe.top_k > 1 those that follow it, too); without_3 (the next best instead); permuted_1
+    (every expert does another's work, as drawn from that seed); or replay."""
     trace: str | None = None
     """What choose=replay repeats, weights included: a folder that `moe-asr trace` wrote."""
     sites: str = "both"
@@ -23,8 +24,8 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.choose is None or bool(re.fullmatch(r"random|replay|(expert|without)_\d+", self.choose)),
-            f"routing.choose={self.choose} is not known; write random, expert_3, without_3 or replay.",
+            self.choose is None or bool(re.fullmatch(r"random|replay|(expert|without|permuted)_\d+", self.choose)),
+            f"routing.choose={self.choose} is not known; write random, expert_3, without_3, permuted_1 or replay.",
         )
         require(
             (self.choose == "replay") == (self.trace is not None),

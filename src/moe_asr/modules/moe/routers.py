@@ -12,6 +12,7 @@ from moe_asr.config.model import MoEConfig, RouterConfig, RouterLogits, RouterSc
 from moe_asr.config.placement import MoESite
 from moe_asr.modules.moe.noise import gumbel, uniform
 from moe_asr.modules.moe.routing import NOTHING, Routing, Side
+from moe_asr.randomness import torch_rng
 
 
 class Router(Protocol):
@@ -179,6 +180,16 @@ def fixed_expert(expert: int) -> Callable[[Routing, MoESite, Side], Tensor]:
     def choose(routing: Routing, site: MoESite, side: Side) -> Tensor:
         slots = torch.arange(routing.expert_ids.shape[-1], device=routing.expert_ids.device)
         return ((expert + slots) % routing.logits.shape[-1]).expand_as(routing.expert_ids)
+
+    return choose
+
+
+def permuted(seed: int) -> Callable[[Routing, MoESite, Side], Tensor]:
+    """At each site every expert does the work of another one, by a permutation that depends on seed and site."""
+
+    def choose(routing: Routing, site: MoESite, side: Side) -> Tensor:
+        order = torch.randperm(routing.logits.shape[-1], generator=torch_rng("permutation", seed, str(site)))
+        return order.to(routing.expert_ids.device)[routing.expert_ids]
 
     return choose
 
