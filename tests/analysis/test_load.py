@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_asr.analysis.load import entropies, load_metrics, loads, measured, merged
+from moe_asr.analysis.load import entropies, load_metrics, loads, measured
 from moe_asr.config.placement import MoESite
 from moe_asr.modules.moe.routing import Routing, SiteTrace
 from moe_asr.modules.moe.statistics import routing_sums
@@ -103,5 +103,3 @@ def test_loads_and_entropies_are_named_by_their_site() -> None:
     assert loads(sums) == {"encoder.03.ffn_out": pytest.approx([3 / 7, 2 / 7, 2 / 7, 0])}
     assert entropies(sums) == {"encoder.03.ffn_out": pytest.approx(math.log(4))}
     assert (loads(None), entropies(None)) == ({}, {})
-    assert merged(None, sums) is merged(sums, None) is sums
-    assert merged(None, None) is None

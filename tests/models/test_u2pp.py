@@ -1,11 +1,9 @@
 import re
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from moe_asr.config.model import (
     ChunkConfig,
@@ -28,9 +26,7 @@ from moe_asr.models.u2pp import (
     parameter_counts,
     teacher_forcing,
 )
-from moe_asr.modules.moe.losses import balance
 from moe_asr.modules.moe.routing import Side
-from moe_asr.modules.moe.statistics import routing_sums
 from moe_asr.tensors import Chunking
 
 SWITCH = RouterConfig(normalize=False)
@@ -157,18 +153,59 @@ def test_one_expert_is_the_dense_model(make_model, batch):
     assert single(batch)[0].total.item() == pytest.approx(dense(batch)[0].total.item(), rel=1e-14)
 
 
-def test_activation_checkpointing_changes_no_gradient(make_model, batch):
-    gradients = []
+@pytest.mark.parametrize("router", [SWITCH, RouterConfig(normalize=False, jitter=0.1, gumbel=0.5, capacity_factor=0.8)])
+def test_activation_checkpointing_changes_no_gradient_and_keeps_less(make_model, batch, router):
+    """With dropout and routing noise, and a loss on the routing itself."""
+    found, kept = [], []
     for on in (False, True):
-        model = make_model("shared", loss=LossConfig(balance=1.0))
-        for layer in model.encoder.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False) if on else layer.forward
-        losses, trace = model(batch, Chunking(4))
-        balance(routing_sums(trace)).mean().backward()
-        gradients.append([model.routers.routers[0].project.weight.grad, losses.total.detach(), len(trace)])
-    assert gradients[0][0].equal(gradients[1][0])
-    assert gradients[0][0].abs().max() > 0
-    assert gradients[0][1:] == gradients[1][1:]
+        model = make_model("shared", router, LossConfig(balance=1.0)).train()
+        model.encoder.checkpointed = on
+        torch.manual_seed(3)
+        saved: dict[int, int] = {}
+
+        def pack(tensor, saved=saved):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses, trace = model(batch, Chunking(4), KEYS)
+        losses.total.backward()
+        kept.append(sum(saved.values()))
+        found.append(({n: p.grad for n, p in model.named_parameters()}, losses.total.item(), len(trace)))
+    assert found[0][1:] == found[1][1:]
+    assert found[0][0]["routers.routers.0.project.weight"].abs().max() > 0
+    assert all(torch.equal(gradient, found[1][0][name]) for name, gradient in found[0][0].items())
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_decoders_route_what_they_read(make_model, batch):
+    model = make_model("per_layer")
+    encoded = model.encode(batch.features, batch.feature_lengths)
+    tokens = [row[:n].tolist() for row, n in zip(batch.tokens, batch.token_lengths, strict=True)]
+    trace = model.decoder_routing(encoded, tokens)
+    expected = model(batch)[1][len(encoded.routing) :]
+    assert [part.site for part in trace] == [part.site for part in expected]
+    for part, other in zip(trace, expected, strict=True):
+        assert part.valid.equal(other.valid)
+        assert part.routing.expert_ids[part.valid].equal(other.routing.expert_ids[other.valid])
+    assert [part.valid.sum().item() for part in model.decoder_routing(encoded, [[], [], []])] == [3, 3]
+    assert make_model(MoEConfig("encoder", num_experts=4)).decoder_routing(encoded, tokens) == ()
+
+
+def test_autocast_trains_experts_and_keeps_logits_in_float32(make_model, batch):
+    model = make_model("per_layer", SWITCH, LossConfig(balance=0.01)).float().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    values = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            losses, trace = model(replace(batch, features=batch.features.float()), Chunking(4))
+        losses.total.backward()
+        optimizer.step()
+        values.append(losses.total.item())
+        assert {part.routing.logits.dtype for part in trace} == {torch.float32}
+    assert values[2] < values[0] < float("inf")
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_a_model_overfits_one_batch(make_model, batch):

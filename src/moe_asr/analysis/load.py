@@ -9,12 +9,10 @@ from moe_asr.modules.moe.statistics import RoutingSums, routing_sums
 def measured(trace: RoutingTrace, before: RoutingSums | None = None) -> RoutingSums | None:
     """`before` and the sums of this trace, without gradients, in float64; None for a dense model."""
     sums = routing_sums(trace)
-    return before if sums is None else merged(RoutingSums(sums.sites, sums.values.detach().double()), before)
-
-
-def merged(sums: RoutingSums | None, before: RoutingSums | None) -> RoutingSums | None:
-    """Both together, each of which may be missing."""
-    return sums if before is None else before if sums is None else before + sums
+    if sums is None:
+        return before
+    now = RoutingSums(sums.sites, sums.values.detach().double())
+    return now if before is None else before + now
 
 
 def loads(sums: RoutingSums | None) -> Loads:

@@ -80,6 +80,19 @@ class AsrModel(nn.Module):
     ) -> tuple[Losses, RoutingTrace]:
         raise NotImplementedError(f"{type(self).__name__} defines no loss.")
 
+    def trained_sites(self) -> tuple[MoESite, ...]:
+        """Those that `forward` traces."""
+        return self.routers.sites
+
+    def idle_trace(self, sites: Sequence[MoESite], zero: Tensor) -> RoutingTrace:
+        """The trace of these sites if no position reached them; zero: a scalar, whose type and gradient it has."""
+        if not sites:
+            return ()
+        wide, experts = torch.promote_types(zero.dtype, torch.float32), self.routers.routers[0].num_experts
+        ids = torch.zeros(1, 0, 1, dtype=torch.long, device=zero.device)
+        nothing = Routing(zero.to(wide).expand(1, 0, experts), ids, ids)
+        return tuple(SiteTrace(site, nothing, ids[..., 0] > 0) for site in sites)
+
     def idle_loss(self) -> Tensor:
         """0, with a gradient of 0 for everything that is trained, and this process' part in sums over all of them.
 
@@ -142,14 +155,10 @@ class U2pp(AsrModel):
 
     def idle_loss(self) -> Tensor:
         zero = torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
-        sites = [site for site in self.routers.sites if site.stack in ("encoder", *self.decoder_shares())]
-        if sites:
-            wide, experts = torch.promote_types(zero.dtype, torch.float32), self.routers.routers[0].num_experts
-            ids = torch.zeros(1, 0, 1, dtype=torch.long, device=zero.device)
-            nothing = Routing(zero.to(wide).expand(1, 0, experts), ids, ids)
-            trace = tuple(SiteTrace(site, nothing, ids[..., 0] > 0) for site in sites)
-            zero = zero + 0.0 * sum(self._router_losses(trace).values())
-        return zero
+        return zero + 0.0 * sum(self._router_losses(self.idle_trace(self.trained_sites(), zero)).values())
+
+    def trained_sites(self) -> tuple[MoESite, ...]:
+        return tuple(site for site in self.routers.sites if site.stack in ("encoder", *self.decoder_shares()))
 
     def idle_parts(self) -> list[nn.Module]:
         """Decoders and a CTC head whose loss has weight 0, and routers that serve such decoders alone."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from moe_asr.analysis.evaluation import error_units
-from moe_asr.analysis.load import load_metrics, loads, measured, merged
+from moe_asr.analysis.load import load_metrics, loads, measured
+from moe_asr.config.placement import MoESite
 from moe_asr.config.program import TrainConfig
 from moe_asr.data.batches import EvaluationBatches, LoadedBatch, PlannedBatch, TrainingBatches, checksum
 from moe_asr.data.epoch_plan import EpochPlan, group_sizes
@@ -135,9 +136,9 @@ class AsrTraining(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.step = self.segment.first_step
         self.parts: dict[str, Tensor] = {}
-        self.step_routing: RoutingSums | None = None
-        self.row_routing: RoutingSums | None = None
-        """Since the last row of training metrics, or the beginning of the segment."""
+        self.unrouted = self.no_routing(self.model.trained_sites())
+        self.step_routing = self.row_routing = self.unrouted
+        """Those of the optimiser step, and those since the last row of metrics or the beginning of the segment."""
         self.tried: list[tuple[str, Tensor]] = []
         """What to call each micro-batch of the optimiser step, and its loss."""
 
@@ -193,15 +194,20 @@ class AsrTraining(pl.LightningModule):
         self.last_loss = float(self.parts["loss"]) if "loss" in self.parts else None
         if self.trainer.strategy.reduce_boolean_decision(bool(finite)):
             self.watch = replace(self.watch, skipped=0)
-            self.row_routing = merged(self.step_routing, self.row_routing)
-            if self.step_routing is not None and self.model.routers.bias is not None:
-                self.model.routers.rebalance(over_ranks(self.step_routing))
+            if self.step_routing is not None and self.row_routing is not None:
+                self.row_routing = self.row_routing + self.step_routing
+                if self.model.routers.bias is not None:
+                    self.model.routers.rebalance(over_ranks(self.step_routing))
             if due:
                 self.log_row(row | {"train/lr": lr, "grad_norm/all": float(total)})
         else:
             optimizer.zero_grad(set_to_none=True)
             self.skip_step()
-        self.parts, self.step_routing, self.tried = {}, None, []
+        self.parts, self.step_routing, self.tried = {}, self.unrouted, []
+
+    def no_routing(self, sites: Sequence[MoESite]) -> RoutingSums | None:
+        """The sums of no position yet, so that processes without audio take part; None for a dense model."""
+        return measured(self.model.idle_trace(sites, torch.zeros((), device=self.device)))
 
     def gradient_figures(self) -> dict[str, float]:
         """Gradient norms of the parts of the model, and of each router and expert."""
@@ -217,7 +223,7 @@ class AsrTraining(pl.LightningModule):
         routed = None if self.row_routing is None else over_ranks(self.row_routing)
         losses = {f"train/{name}": float(value) for name, value in self.parts.items()}
         self.log_metrics(losses | row | load_metrics(routed, "train/routing"))
-        self.row_routing = None
+        self.row_routing = self.unrouted
         if row["grad_norm/all"] > 0:  # else no audio of the step could be read
             routers = {name.removeprefix(ROUTER): norm for name, norm in row.items() if name.startswith(ROUTER)}
             self.heed(self.watch.learnt(self.step, routers))
@@ -254,7 +260,7 @@ class AsrTraining(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.edits = {(size, unit): EditCounts() for size in self.chunk_sizes for unit in self.units}
-        self.routed: RoutingSums | None = None
+        self.routed = self.no_routing(self.model.routers.sites)
 
     @property
     def chunk_sizes(self) -> tuple[int | None, ...]:
