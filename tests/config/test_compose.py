@@ -113,11 +113,11 @@ def test_folds_name_the_splits() -> None:
 
 PAIRED = {  # options whose neighbours allow only some values
     "model.encoder.kernel": 17,
+    "model.encoder.conv_norm": "layer_norm",
     "lefts": [2, None],
     "experts": "packed",
     "optim.betas": [0.8, 0.9],
     "model.encoder.cape_scale": 1.2,
-    "model.encoder.conv_norm": "layer_norm",
     "model.encoder.positions": "cape",
     "model.encoder.attention_bias": False,
     "moe.placement": "both.every2",

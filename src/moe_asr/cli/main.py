@@ -140,13 +140,13 @@ def main() -> None:
             raise
         print(f"moe-asr: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except JobError as error:
         if "--debug" in words:
             raise
         print(f"moe-asr: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         if "--debug" in words or error.filename is None:
