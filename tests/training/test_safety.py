@@ -84,7 +84,7 @@ def metrics(run: Path) -> dict[str, dict[int, float]]:
 def test_the_load_of_every_expert_is_written_down(
     short: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(short)
+    results = train(short)
     found = metrics(tmp_path / "runs" / "run")
     sites = [f"encoder.00.{slot}" for slot in ("ffn_in", "ffn_out")]
     sites += [f"{stack}.00.ffn_out" for stack in ("left_to_right", "right_to_left")]
@@ -103,6 +103,8 @@ def test_the_load_of_every_expert_is_written_down(
         used = [found[f"train/routing/{site}/load/{e}"][8] > 0 for e in range(4)]
         assert all(norm == 0 for norm, of in zip(norms, used, strict=True) if not of)
     assert all(found[f"grad_norm/routers/{n}"][8] > 0 for n in range(4))
+    unseen = results["test"]["unseen"]
+    assert sites == list(unseen["experts"]) == list(unseen["router_entropy"])
     assert "4 MoE sites (both) with 4 experts each, top 1, 4 routers (per_layer); 0.0" in capsys.readouterr().out
 
 

@@ -120,7 +120,7 @@ def evaluate_set(
         seconds = sum(map(len, waveforms)) / rate
         (found, routing), time = timed(partial(recognizer.decode, waveforms, decode, names), seconds, recognizer.device)
         times.append(time)
-        routed = measured(routing, routed)
+        routed = measured(routing + recognizer.decoder_routing(waveforms, found, decode, names), routed)
         texts |= {name: transcript.text for name, transcript in zip(names, found, strict=True)}
         for name, waveform in [pair for pair in zip(names, waveforms, strict=True) if pair[0] in ends]:
             streaming = partial(watch, recognizer, waveform, decode, name)

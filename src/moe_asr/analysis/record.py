@@ -10,7 +10,6 @@ import numpy
 import torch
 from lhotse.cut import Cut
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from moe_asr.analysis.trace import KINDS
 from moe_asr.config.compose import to_plain
@@ -19,9 +18,7 @@ from moe_asr.data.batches import read_all, similar
 from moe_asr.data.manifest import Problem, describe
 from moe_asr.decoding.search import search
 from moe_asr.errors import InputError
-from moe_asr.models.encoder import EncoderOutput
-from moe_asr.models.u2pp import teacher_forcing
-from moe_asr.modules.moe.routing import RoutingTrace, Side
+from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.modules.subsampling import FACTOR
 from moe_asr.runs.directory import write_atomically, write_json
 from moe_asr.runs.recognizer import Recognizer
@@ -106,7 +103,8 @@ def _traced(
     side = recognizer.side(cut.id for cut in cuts)
     encoded = recognizer.encode(samples, Chunking(decode.chunk, decode.left), side)
     best = [nbest[0] for nbest in search(model, encoded, decode, tokenizer, recognizer.routers, side)]
-    trace = encoded.routing + _teacher_forced(recognizer, encoded, [h.tokens for h in best], side)
+    read = model.decoder_routing(encoded, [h.tokens for h in best], recognizer.routers, side)
+    trace = encoded.routing + read
     stacks = {"encoder": encoded.frame_lengths.tolist()}
     stacks |= {part.site.stack: part.valid.sum(1).tolist() for part in trace}
     lines = []
@@ -119,21 +117,6 @@ def _traced(
             {**facts, "hypothesis": tokenizer.decode(hypothesis.tokens), "tokens": tokens, "positions": positions}
         )
     return lines, trace
-
-
-def _teacher_forced(
-    recognizer: Recognizer, encoded: EncoderOutput, tokens: Sequence[tuple[int, ...]], side: Side
-) -> RoutingTrace:
-    """What decoders with MoE layers decide when they read these tokens."""
-    model, device = recognizer.model, recognizer.device
-    lengths = torch.tensor([len(row) for row in tokens], device=device)
-    padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in tokens], batch_first=True).to(device)
-    trace: RoutingTrace = ()
-    for stack in dict.fromkeys(site.stack for site in model.routers.sites if site.stack != "encoder"):
-        inputs, _ = teacher_forcing(padded, lengths, model.sos_eos, reverse=stack == "right_to_left")
-        decoder = model.decoders[stack]
-        trace += decoder(inputs, lengths + 1, decoder.memory(encoded), None, recognizer.routers, side)[1]
-    return trace
 
 
 def _rows(trace: RoutingTrace) -> Iterator[tuple[str, numpy.ndarray]]:

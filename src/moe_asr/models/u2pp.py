@@ -62,8 +62,15 @@ class AsrModel(nn.Module):
         """(B,N,d) -> (B,N,V)."""
         return self.ctc.log_probs(frames)
 
-    def decoder_routing(self, encoded: EncoderOutput, hypotheses: Sequence[Sequence[int]]) -> RoutingTrace:
+    def decoder_routing(
+        self,
+        encoded: EncoderOutput,
+        hypotheses: Sequence[Sequence[int]],
+        routers: Routers | None = None,
+        side: Side = NOTHING,
+    ) -> RoutingTrace:
         """How the decoders with MoE layers route as they read these tokens, one sequence for each utterance."""
+        routers = self.routers if routers is None else routers
         stacks = {site.stack for site in self.routers.sites}
         trace: RoutingTrace = ()
         for name, decoder in self.decoders.items():
@@ -72,7 +79,7 @@ class AsrModel(nn.Module):
                 lengths = torch.tensor([len(row) for row in rows], device=encoded.frames.device)
                 tokens = pad_sequence(rows, batch_first=True, padding_value=-1)
                 inputs, _ = teacher_forcing(tokens, lengths, self.sos_eos, name == "right_to_left")
-                trace += decoder(inputs, lengths + 1, decoder.memory(encoded), routers=self.routers)[1]
+                trace += decoder(inputs, lengths + 1, decoder.memory(encoded), None, routers, side)[1]
         return trace
 
     def forward(

@@ -107,6 +107,17 @@ class Recognizer:
         found = search(self.model, encoded, decode, self.tokenizer, self.routers, side)
         return [replace(self.transcript(nbest[0]), nbest=tuple(nbest)) for nbest in found], encoded.routing
 
+    @torch.inference_mode()
+    def decoder_routing(
+        self, samples: Sequence[Tensor], transcripts: Sequence[Transcript], decode: DecodeConfig, names: Sequence[str]
+    ) -> RoutingTrace:
+        """How the decoders with MoE layers route as they read what `decode` found."""
+        if all(site.stack == "encoder" for site in self.model.routers.sites):
+            return ()
+        side = self.side(names)
+        encoded = self.encode(samples, Chunking(decode.chunk, decode.left), side)
+        return self.model.decoder_routing(encoded, [t.hypothesis.tokens for t in transcripts], self.routers, side)
+
     def transcript(self, hypothesis: Hypothesis, notes: tuple[str, ...] = ()) -> Transcript:
         seconds = tuple(frame * FRAME_SECONDS for frame in hypothesis.frames)
         return Transcript(self.tokenizer.decode(hypothesis.tokens), hypothesis, seconds, notes)
