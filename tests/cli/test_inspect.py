@@ -26,6 +26,11 @@ def test_flops_follow_the_options(cli: Cli) -> None:
     mixed = flops_of(cli(*words, "moe.placement=encoder", "moe.num_experts=4", "moe.top_k=2")[1])
     assert mixed["feed-forward"] == pytest.approx(2 * dense["feed-forward"], rel=1e-3)
     assert mixed["router"] > dense["router"] == 0
+    small = flops_of(cli("inspect")[1])
+    experts = ("moe.num_experts=2", "moe.top_k=1", "router=switch", "moe.expert_widths=[864,0]", "moe.shared_experts=1")
+    varied = flops_of(cli("inspect", "moe.placement=encoder", *experts)[1])
+    assert varied["feed-forward"] == pytest.approx(3 * small["feed-forward"], abs=2e-3)  # half of 864, and 864, for 432
+    assert varied["in total"] == pytest.approx(varied["encoder and CTC"] + list(varied.values())[-2], abs=2e-3)
 
 
 def test_a_matched_model_is_shown_with_its_solved_width(cli: Cli) -> None:

@@ -20,6 +20,7 @@ from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeCon
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
 from moe_asr.config.prepare import PrepareConfig
 from moe_asr.config.program import Keep, Precision, TrainConfig
+from moe_asr.config.prune import PruneConfig
 from moe_asr.config.routing import TraceConfig
 from moe_asr.config.score import ScoreConfig
 from moe_asr.config.tune import TuneConfig
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type] = {
     "trace": TraceConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
+    "prune": PruneConfig,
 }
 
 
@@ -124,6 +126,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "moe.sharing": "table",
     "moe.sharing_table": [0, 1, 0, 1, 2],
     "moe.num_experts": 3,
+    "num_experts": 3,
     "moe.top_k": 2,
     "moe.expert_width": None,
     "moe.expert_widths": [64, 32, 0],

@@ -121,6 +121,15 @@ def test_what_has_no_solution_is_refused(words: list[str], sentence: str) -> Non
         matched(composed(*words), 500)
 
 
+def test_experts_of_any_width_count_as_often_as_they_are_chosen_on_average() -> None:
+    words = ["moe.placement=left_to_right", "moe.num_experts=4", "moe.top_k=3", "moe.expert_widths=[40,0,8,40]"]
+    found, dense = (sizes(composed(*more), 10) for more in (words, []))
+    experts = sum(2 * 144 * width + width + 144 for width in (40, 8, 40))
+    router, layer = 4 * 144, 2 * 144 * 288 + 288 + 144
+    assert found[Match.total] == dense[Match.total] - layer + experts + router
+    assert found[Match.active] == dense[Match.total] - layer + experts * 3 // 4 + router
+
+
 def test_match_and_match_to_belong_together() -> None:
     with pytest.raises(InputError, match="belong together"):
         composed("match=total")

@@ -32,6 +32,7 @@ COMMANDS = {
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
     "trace": Command("RUN", "which experts the routers choose for every frame of a corpus, as arrays", ("run",)),
     "inspect": Command("", "the model as a table, without training it"),
+    "prune": Command("RUN OUT", "a run's num_experts=N most used experts; the rest dropped or merged", ("run", "out")),
     "import-checkpoint": Command(
         "wenet DIR OUT", "another project's trained model -> a run directory", ("source", "dir", "out")
     ),

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from moe_asr.config.compose import to_plain
 from moe_asr.errors import InputError
 from moe_asr.features.fbank import LogMel
 from moe_asr.interop.wenet_config import read_cmvn, read_config
-from moe_asr.models.u2pp import AsrModel
-from moe_asr.runs.checkpoint import Checkpoint, build, save_checkpoint
-from moe_asr.runs.directory import RunDirectory, environment, write_atomically, write_json
+from moe_asr.models.u2pp import AsrModel, module_name
+from moe_asr.runs.checkpoint import Checkpoint, build, write_run
+from moe_asr.runs.directory import RunDirectory
 
 IGNORED = re.compile(r"\.pe$|\.concat_linear\d?\.(weight|bias)$")
 """Tables that are computed, and a layer that WeNet 1 stored without using it."""
@@ -77,9 +75,7 @@ def wenet_names(model: AsrModel) -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, ...]] = {}
     for ours in model.state_dict():
         if found := re.fullmatch(r"routers\.routers\.(\d+)\.project\.weight", ours):
-            site = sites[int(found[1])]
-            stack = site.stack if site.stack == "encoder" else f"decoders.{site.stack}"
-            names[ours] = (theirs(f"{stack}.layers.{site.layer}.{site.slot}") + ".gate.weight",)
+            names[ours] = (theirs(module_name(sites[int(found[1])])) + ".gate.weight",)
         elif found := re.search(r"linear_(qkv|kv)", name := theirs(ours)):
             names[ours] = tuple(name.replace(found[0], f"linear_{letter}") for letter in found[1])
         elif "*" in name:
@@ -157,12 +153,6 @@ def import_wenet(folder: Path, out: Path, checkpoint: str | None = None) -> RunD
     with torch.device("meta"):
         model = build(config, tokenizer)
     weights = convert(model, tensors)
-    try:
-        run.model.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(run.model, Checkpoint(config, tokenizer, weights))
-        write_atomically(out / "config.yaml", lambda stream: stream.write(OmegaConf.to_yaml(to_plain(config))))
-        source = {"kind": "wenet", "checkpoint": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        write_json(out / "environment.json", {"imported": source, **environment()})
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error}); choose another folder.") from error
+    source = {"kind": "wenet", "checkpoint": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    write_run(run, Checkpoint(config, tokenizer, weights), {"imported": source})
     return run

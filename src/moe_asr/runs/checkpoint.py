@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from moe_asr.config.compose import to_plain, to_typed
@@ -13,7 +14,7 @@ from moe_asr.config.program import TrainConfig
 from moe_asr.errors import InputError
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.u2pp import AsrModel, build_model
-from moe_asr.runs.directory import write_atomically
+from moe_asr.runs.directory import RunDirectory, environment, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             "weights": checkpoint.weights,
         },
     )
+
+
+def write_run(run: RunDirectory, checkpoint: Checkpoint, origin: dict[str, Any]) -> None:
+    """A run directory for a model that was not trained here; origin: what environment.json says of its making.
+
+    Raises InputError where it cannot be written.
+    """
+    try:
+        run.model.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(run.model, checkpoint)
+        config = OmegaConf.to_yaml(to_plain(checkpoint.config))
+        write_atomically(run.path / "config.yaml", lambda file: file.write(config))
+        write_json(run.path / "environment.json", {**origin, **environment()})
+    except OSError as error:
+        raise InputError(f"{run.path} cannot be written ({error}); choose another folder.") from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
