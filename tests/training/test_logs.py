@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_asr.config.program import LoggerConfig
+from moe_asr.measure.expert_use import Alarm
 from moe_asr.runs.directory import AppendLog, RunDirectory
 from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
 
@@ -73,6 +74,9 @@ def test_an_offline_wandb_run_is_silent_and_known_by_its_hash(
         assert dict(run.config) == {"seed": 1}
         assert run.settings.mode == "offline"
         logger.log_metrics({"train/loss": 1.0}, step=3)
+        logger.log_loads({"encoder.00.ffn_in": [0.25, 0.75]}, step=3)
+        logger.log_loads({}, step=4)
+        logger.alert(Alarm(3, "0"))
         result = {"wer": 0.25, "rtf": 0.1, "unit": "word", "wer_ci95": [0.1, 0.4]}
         logger.summarize({"params_total": 7, "commit": "abc", "dev": {}, "test": {"seen": result}})
         summary = run.summary
@@ -81,4 +85,6 @@ def test_an_offline_wandb_run_is_silent_and_known_by_its_hash(
     finally:
         wandb.finish()
     assert list((tmp_path / "0123456789" / "wandb").glob("offline-run-*/run-0123456789.wandb"))
+    (heat_map,) = (tmp_path / "0123456789" / "wandb").glob("offline-run-*/files/media/html/routing/heat_map_*.html")
+    assert ">75</td>" in heat_map.read_text()
     assert capfd.readouterr() == ("", "")
