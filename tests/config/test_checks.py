@@ -54,7 +54,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (OptimConfig, {"betas": [0.9]}, "optim.betas=[0.9] must be two numbers, such as [0.9,0.98]."),
     (TrainerConfig, {"max_steps": 0}, "trainer.max_steps=0 must be -1 or above 0."),
     (TrainerConfig, {"threads": -1}, "trainer.threads=-1 must not be negative."),
-    (TrainerConfig, {"devices": 2}, "trainer.devices=2 is not supported yet; write trainer.devices=1."),
+    (TrainerConfig, {"devices": 0}, "trainer.devices=0 must be at least 1."),
     (DataConfig, {"limit": 0}, "data.limit=0 must be at least 1, or null for all."),
     (DataConfig, {"min_seconds": 40}, "data.min_seconds=40 must lie between 0 and data.max_seconds=30.0."),
     (DataConfig, {"dev": []}, "data.dev must name at least one split."),

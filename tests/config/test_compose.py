@@ -147,7 +147,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "compose.seconds": [2.0, 20.0],
     "compose.pause": [0.0, 0.5],
 }
-ONE_CHOICE = ("model.name", "trainer.devices", "synthetic.seed")
+ONE_CHOICE = ("model.name", "synthetic.seed")
 
 
 def another(key: str, value: Any, hint: Any) -> Any:

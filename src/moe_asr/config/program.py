@@ -88,6 +88,7 @@ class OptimConfig:
 class TrainerConfig:
     accelerator: Accelerator = Accelerator.auto
     devices: int = 1
+    """Processes that train together, each on a GPU of its own, or all on the CPU."""
     precision: Precision = Precision.fp32
     epochs: int = 10
     max_steps: int = -1
@@ -103,7 +104,7 @@ class TrainerConfig:
     keep: Keep = Keep.best
     """Which checkpoints are averaged: the best by dev error, or the last."""
     threads: int = 0
-    """CPU threads; 0 = torch's own choice."""
+    """CPU threads, shared by all processes; 0 = torch's own choice."""
     max_skipped: int = 10
     """Optimiser steps running whose loss or gradient is not finite, and which are skipped, before training stops."""
     checkpoint_activations: bool = False
@@ -111,13 +112,12 @@ class TrainerConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "validate_every", "recover_every", "average", "max_skipped"):
+        for name in ("devices", "epochs", "accumulate", "validate_every", "recover_every", "average", "max_skipped"):
             require(getattr(self, name) >= 1, f"trainer.{name}={getattr(self, name)} must be at least 1.")
         require(
             self.max_steps == -1 or self.max_steps >= 1, f"trainer.max_steps={self.max_steps} must be -1 or above 0."
         )
         require(self.threads >= 0, f"trainer.threads={self.threads} must not be negative.")
-        require(self.devices == 1, f"trainer.devices={self.devices} is not supported yet; write trainer.devices=1.")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """The LightningModule: one optimiser step, one validation, and what is written down about them."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -39,6 +39,7 @@ from moe_asr.training.optimisation import (
     router_gradients,
     set_learning_rate,
 )
+from moe_asr.training.ranks import gathered
 from moe_asr.training.schedule import Segment
 
 ROUTER = "grad_norm/routers/"
@@ -61,7 +62,8 @@ class AsrTraining(pl.LightningModule):
     """Trains an AsrModel over `segments`; Lightning's epoch counter is the index of the segment.
 
     ledger: receives a line per batch with its utterances, the checksum of its features and its chunking: the proof
-    that a resumed run, or another model of the same seed, saw the same data.
+    that a resumed run, or another model of the same seed, saw the same data. Of several processes only the first has
+    it, and loggers; but after each optimiser step and each validation all know what any of them saw.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class AsrTraining(pl.LightningModule):
         config: TrainConfig,
         data: TrainingData,
         segments: Sequence[Segment],
-        ledger: AppendLog,
+        ledger: AppendLog | None,
         optimizer_state: dict[str, Any] | None,
         watch: Watch,
     ) -> None:
@@ -141,13 +143,17 @@ class AsrTraining(pl.LightningModule):
         """Those of the optimiser step, and those since the last row of metrics or the beginning of the segment."""
         self.tried: list[tuple[str, Tensor]] = []
         """What to call each micro-batch of the optimiser step, and its loss."""
+        self.lines: list[dict[str, Any]] = []
+        """Of the ledger, for each micro-batch of the optimiser step."""
 
     def training_step(self, loaded: LoadedBatch, batch_idx: int) -> dict[str, Any]:
         plan, batch = loaded.plan, loaded.batch
         assert plan is not None
         self.problems += loaded.problems
+        if not self.lines:
+            self.buffers_before = [buffer.clone() for buffer in self.model.buffers()]
         if batch is None:
-            self.ledger.write_json({"epoch": plan.epoch, "batch": plan.index, "utterances": []})
+            self.lines.append({"epoch": plan.epoch, "batch": plan.index, "utterances": []})
             return {
                 "loss": self.model.idle_loss(),
                 "routing": (),
@@ -155,8 +161,6 @@ class AsrTraining(pl.LightningModule):
         place = (self.config.seed, plan.epoch, plan.index)
         frames = int(self.model.encoder.frame_lengths(batch.feature_lengths).max())
         chunking = draw_chunking(frames, self.config.chunk, torch_rng("chunk", *place))
-        if not self.tried:
-            self.buffers_before = [buffer.clone() for buffer in self.model.buffers()]
         torch.manual_seed(key_seed("dropout", *place))
         keys = [key_seed("routing", self.config.seed, plan.epoch, utterance) for utterance in batch.ids]
         losses, routing = self.model(batch, chunking, Side(keys=torch.tensor(keys, device=self.device)))
@@ -169,7 +173,7 @@ class AsrTraining(pl.LightningModule):
             **{f"loss_{n}": v for n, v in losses.parts.items()},
         }.items():
             self.parts[name] = self.parts.get(name, torch.zeros((), device=value.device)) + value.detach() * share
-        self.ledger.write_json(
+        self.lines.append(
             {
                 "epoch": plan.epoch,
                 "batch": plan.index,
@@ -186,6 +190,7 @@ class AsrTraining(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """Sets the learning rate, logs, clips; a step whose loss or gradient is not finite changes nothing."""
         self.step += 1
+        self.pool()
         lr = set_learning_rate(optimizer, self.config.optim, self.step, self.segments[-1].last_step)
         due = self.step % self.config.logger.every == 0 or self.step == 1
         row = self.gradient_figures() if due else {}  # before they are clipped
@@ -203,7 +208,26 @@ class AsrTraining(pl.LightningModule):
         else:
             optimizer.zero_grad(set_to_none=True)
             self.skip_step()
-        self.parts, self.step_routing, self.tried = {}, self.unrouted, []
+        self.parts, self.step_routing, self.tried, self.lines = {}, self.unrouted, [], []
+
+    def pool(self) -> None:
+        """Puts together what all processes saw in this optimiser step; the first writes the ledger."""
+        lines = [self.lines]
+        if self.trainer.world_size > 1:
+            losses = {name: float(value) for name, value in self.parts.items()}
+            tried = [(name, loss.cpu()) for name, loss in self.tried]
+            parts, trials, lines, problems = zip(*gathered((losses, tried, self.lines, self.problems)), strict=True)
+            names = dict.fromkeys(name for each in parts for name in each)
+            self.parts = {name: torch.tensor(sum(each.get(name, 0.0) for each in parts)) for name in names}
+            self.tried = [(name, loss.to(self.device)) for each in trials for name, loss in each]
+            self.found(problems)
+        if self.ledger is not None:
+            for line in (line for at_once in zip(*lines, strict=True) for line in at_once):
+                self.ledger.write_json(line)
+
+    def found(self, problems: Iterable[list[Problem]]) -> None:
+        """The first process keeps the problems of all."""
+        self.problems = [problem for own in problems for problem in own] if self.trainer.is_global_zero else []
 
     def no_routing(self, sites: Sequence[MoESite]) -> RoutingSums | None:
         """The sums of no position yet, so that processes without audio take part; None for a dense model."""
@@ -250,7 +274,8 @@ class AsrTraining(pl.LightningModule):
                 f"{what}, and {self.watch.skipped} steps running were skipped: lower optim.lr, or look "
                 "at the audio and texts of these utterances."
             )
-        print(f"{what}; the step is skipped.", file=sys.stderr, flush=True)
+        if self.trainer.is_global_zero:
+            print(f"{what}; the step is skipped.", file=sys.stderr, flush=True)
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         for logger in self.loggers:
@@ -288,9 +313,13 @@ class AsrTraining(pl.LightningModule):
                 self.edits[size, unit] += total(edit_counts(references, texts, unit))
 
     def on_validation_epoch_end(self) -> None:
+        edits, problems = zip(*gathered((self.edits, self.problems)), strict=True)
+        self.found(problems)
         rates = {
-            f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": self.over_ranks(counts).rate
-            for (size, unit), counts in self.edits.items()
+            f"val/{unit.rate}{'' if size == self.config.decode.chunk else f'_c{size}'}": total(
+                [own[size, unit] for own in edits]
+            ).rate
+            for size, unit in self.edits
         }
         self.dev_error = rates[f"val/{self.units[0].rate}"]
         routed = None if self.routed is None else over_ranks(self.routed)
@@ -300,9 +329,3 @@ class AsrTraining(pl.LightningModule):
         self.heed(self.watch.validated(self.step, loads(routed)))
         shown = "  ".join(f"{name} {100 * rate:.1f} %" for name, rate in rates.items())
         self.validation_line = f"epoch {self.segment.epoch + 1}/{self.config.trainer.epochs}  step {self.step}  {shown}"
-
-    def over_ranks(self, counts: EditCounts) -> EditCounts:
-        """The sum over all processes."""
-        own = torch.tensor(astuple(counts), device=self.device)
-        everywhere = cast(Tensor, self.all_gather(own)).reshape(-1, len(own))
-        return EditCounts(*everywhere.sum(0).tolist())

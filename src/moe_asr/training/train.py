@@ -12,8 +12,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lhotse.cut import Cut
+from lightning_fabric.plugins.environments import LightningEnvironment
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
 from moe_asr.analysis.evaluation import evaluate_run
@@ -44,11 +46,13 @@ from moe_asr.runs.directory import (
     write_atomically,
     write_json,
 )
+from moe_asr.runs.process import keep_freed_memory
 from moe_asr.runs.recognizer import Recognizer
 from moe_asr.training.averaging import Candidate, average, retain
 from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
 from moe_asr.training.module import AsrTraining, TrainingData
 from moe_asr.training.optimisation import freeze
+from moe_asr.training.ranks import companions
 from moe_asr.training.schedule import segments
 
 
@@ -67,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             link(run.path.parent / config.name, run.path)
         write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(resolved)))
         write_json(run.path / "environment.json", environment())
-        state = torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
+        state = recovery_state(run)
         tokenizer, data, problems = load_data(config, state)
         report_problems(run, problems, len(data.cuts) + len(problems))
         model = initial_model(config, tokenizer, data.cuts, state)
@@ -114,6 +118,8 @@ def finish(
 def check_accelerator(config: TrainConfig) -> None:
     if uses_gpu(config) and not torch.cuda.is_available():
         raise InputError("torch sees no GPU here; write trainer=cpu, or install torch's build for a GPU.")
+    if uses_gpu(config) and config.trainer.devices > (count := torch.cuda.device_count()):
+        raise InputError(f"trainer.devices={config.trainer.devices} is more than the {count} GPUs here; write {count}.")
 
 
 def uses_gpu(config: TrainConfig) -> bool:
@@ -190,8 +196,15 @@ def initial_model(
         if not experts:  # a dense model that becomes a mixture keeps the statistics that its outputs depend on
             sample = sample_cuts(cuts, config.features.cmvn_utterances, numpy_rng("cmvn", config.seed))
             model.encoder.cmvn.set_cmvn(*global_cmvn(sample, config.features))
-    freeze(model, config.freeze)
+    choose_trained(model, config)
     return model
+
+
+def choose_trained(model: AsrModel, config: TrainConfig) -> None:
+    """Freezes what the configuration names, and what no loss reaches: of all the rest, every process has gradients."""
+    freeze(model, config.freeze)
+    for part in model.idle_parts():
+        part.requires_grad_(False)
 
 
 def outline(config: TrainConfig, model: AsrModel) -> str:
@@ -306,25 +319,22 @@ def fit(
     loggers: list[Logger],
 ) -> Recorder:
     """Trains what is left of the run; the recorder knows the models to average and the seconds of all its parts."""
-    plan = segments(len(data.plan), config.trainer)
+    steps = segments(len(data.plan), config.trainer)[-1].last_step
     offsets = state["offsets"] if state else {}
     logs = {name: AppendLog(run.path / name, offsets.get(name, 0)) for name in ("metrics.csv", "ledger.jsonl")}
-    done_steps = 0
+    module = prepared(config, model, tokenizer, data, state, logs["ledger.jsonl"])
+    done_steps = module.segments[0].first_step if module.segments else steps
     if state is None:
         logs["metrics.csv"].write_rows([("step", "metric", "value")])
     else:
-        done_steps = plan[state["segments"] - 1].last_step
-        print(f"Going on with {run.path} after step {done_steps} of {plan[-1].last_step}.")
-    display = ProgressDisplay(plan[-1].last_step, done_steps, config.trainer.progress)
+        print(f"Going on with {run.path} after step {done_steps} of {steps}.")
+    display = ProgressDisplay(steps, done_steps, config.trainer.progress)
     recorder = Recorder(run, tokenizer, logs, state, display)
-    left = plan[recorder.done :]
-    optimizer = state["optimizer"] if state else None
-    watch = Watch.from_dict(state["watch"]) if state and "watch" in state else Watch()
-    module = AsrTraining(model, tokenizer, config, data, left, logs["ledger.jsonl"], optimizer, watch)
+    loggers = [MetricsCsv(logs["metrics.csv"]), *loggers]
     try:
-        if left:
-            trainer = lightning(config, len(left), run.path, [MetricsCsv(logs["metrics.csv"]), *loggers], recorder)
-            trainer.fit(module)
+        if module.segments:
+            with companions(config.trainer.devices, uses_gpu(config), follow, config, run, tokenizer, data):
+                lightning(config, len(module.segments), run.path, loggers, [recorder]).fit(module)
     except SystemExit as ended:  # how Lightning answers Ctrl-C
         raise KeyboardInterrupt from ended
     finally:
@@ -335,14 +345,48 @@ def fit(
     return recorder
 
 
-def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any], recorder: Recorder) -> pl.Trainer:
+def follow(config: TrainConfig, run: RunDirectory, tokenizer: Tokenizer, data: TrainingData) -> None:
+    """What every process but the first does in `fit`: it trains on batches of its own, and writes nothing.
+
+    Its weights are those of the first, which sends them before the first step.
+    """
+    keep_freed_memory()
+    model = build(config, tokenizer)
+    choose_trained(model, config)
+    module = prepared(config, model, tokenizer, data, recovery_state(run), None)
+    lightning(config, len(module.segments), run.path, [], []).fit(module)
+
+
+def prepared(
+    config: TrainConfig,
+    model: AsrModel,
+    tokenizer: Tokenizer,
+    data: TrainingData,
+    state: dict[str, Any] | None,
+    ledger: AppendLog | None,
+) -> AsrTraining:
+    """What is left to train of the run."""
+    left = segments(len(data.plan), config.trainer)[state["segments"] if state else 0 :]
+    watch = Watch.from_dict(state["watch"]) if state and "watch" in state else Watch()
+    return AsrTraining(model, tokenizer, config, data, left, ledger, state["optimizer"] if state else None, watch)
+
+
+def recovery_state(run: RunDirectory) -> dict[str, Any] | None:
+    return torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
+
+
+def lightning(
+    config: TrainConfig, epochs: int, folder: Path, loggers: list[Logger], callbacks: list[pl.Callback]
+) -> pl.Trainer:
     # Lightning's advice on workers and log intervals, and its greeting, say nothing about this run.
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*number of training batches.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*|.*across ranks is zero.*")
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # but in a dimension of size 1
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     return pl.Trainer(
         accelerator=config.trainer.accelerator.value,
         devices=config.trainer.devices,
+        strategy=Joined() if config.trainer.devices > 1 else "auto",
         precision=config.trainer.precision.value,
         max_epochs=epochs,
         accumulate_grad_batches=config.trainer.accumulate,
@@ -351,8 +395,27 @@ def lightning(config: TrainConfig, epochs: int, folder: Path, loggers: list[Any]
         use_distributed_sampler=False,
         default_root_dir=folder,
         logger=loggers,
-        callbacks=[recorder],
+        callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+class Joined(DDPStrategy):
+    """Distributed data parallelism among the processes of a group that exists already.
+
+    Buffers are those of the first process: so are the running statistics of a batch norm, which every process
+    normalises by its own batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(cluster_environment=_Rank(), find_unused_parameters=False)
+
+    def _configure_launcher(self) -> None:
+        """There is nothing to launch."""
+
+
+class _Rank(LightningEnvironment):
+    def local_rank(self) -> int:
+        return torch.distributed.get_rank()
