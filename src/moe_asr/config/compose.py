@@ -7,8 +7,10 @@ sentence that names the closest right word.
 import dataclasses
 import difflib
 import enum
+import operator
 import typing
 from collections.abc import Iterator
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,25 +84,20 @@ def checked(override: str, schema: type) -> str:
 
 
 def _hint(schema: type, key: str) -> Any:
-    kind: Any = schema
-    for part in key.split("."):
-        kind = typing.get_type_hints(kind)[part]
-    return kind
+    return reduce(lambda kind, part: typing.get_type_hints(kind)[part], key.split("."), typing.cast(Any, schema))
 
 
 def to_typed(schema: type[C], values: DictConfig | dict[str, Any]) -> C:
     """Checks plain values against a dataclass and builds it (with its `__post_init__` checks)."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        return typing.cast(C, OmegaConf.to_object(merged))
+        return typing.cast(C, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
     except OmegaConfBaseException as error:
         raise InputError(explain(error, schema)) from error
 
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A typed config as plain dicts, lists, numbers and strings (enums by name): for YAML, checkpoints and hashing."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return typing.cast(dict[str, Any], plain)
+    return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
 
 
 def explain(error: Exception, schema: type) -> str:
@@ -108,12 +105,13 @@ def explain(error: Exception, schema: type) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
+    keys = list(option_keys(schema))
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key or str(cause).rpartition(' ')[2]} is missing; see --help."
     key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
     text = (str(getattr(cause, "msg", None) or cause)).strip().splitlines()[0]
-    if ("not in" in text and "Key" in text) or (key and key not in set(option_keys(schema))):
-        return f"There is no option {key}{closest(key, list(option_keys(schema)))}"
+    if ("not in" in text and "Key" in text) or (key and key not in keys):
+        return f"There is no option {key}{closest(key, keys)}"
     if override := getattr(cause, "override", None):  # its grammar
         return f"{override} cannot be read: {text}."
     if text.startswith("Ambiguous value"):
@@ -121,7 +119,7 @@ def explain(error: Exception, schema: type) -> str:
         return f"{grid} is a grid: add -m to run all of it, or write {grid.replace('=', '=[', 1)}] for a list."
     if "ListConfig, list or tuple" in text:
         return f"{key} is a list: write {key}=[...]."
-    if key in set(option_keys(schema)):
+    if key in keys:
         hint = _hint(schema, key)
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             names, given = [m.name for m in hint], text.partition("'")[2].partition("'")[0]
@@ -163,14 +161,7 @@ def defaults(command: str, schema: type) -> tuple[dict[str, Any], dict[str, str]
     composed = _compose(command, schema, [])
     chosen = {group: str(option) for group, option in composed.hydra.runtime.choices.items() if option is not None}
     plain = without_hydra(composed)
-
-    def value(key: str) -> Any:
-        node: Any = plain
-        for part in key.split("."):
-            node = node[part]
-        return node
-
-    return {key: value(key) for key in option_keys(schema)}, chosen
+    return {key: reduce(operator.getitem, key.split("."), plain) for key in option_keys(schema)}, chosen
 
 
 def without_hydra(composed: DictConfig) -> dict[str, Any]:

@@ -118,6 +118,4 @@ class PrepareConfig:
 
     @property
     def folder(self) -> str:
-        return (
-            self.out or f"data/{self.synthetic.recipe.value if self.corpus is Corpus.synthetic else self.corpus.value}"
-        )
+        return self.out or f"data/{self.synthetic.recipe if self.corpus is Corpus.synthetic else self.corpus}"

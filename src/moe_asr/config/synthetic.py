@@ -59,19 +59,10 @@ class SyntheticConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_voices",
-            "test_voices",
-            "utterances_per_test_voice",
-            "seen_utterances",
-            "dev_utterances",
-        ):
+        for name in ["train_voices", "test_voices", "utterances_per_test_voice", "seen_utterances", "dev_utterances"]:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
         require(self.hours > 0, f"hours={self.hours} of training audio must be above 0.")
-        require(
-            self.dev_voices >= 2,
-            f"dev_voices={self.dev_voices} must be at least 2: a training voice and another.",
-        )
+        require(self.dev_voices >= 2, f"dev_voices={self.dev_voices} must be at least 2: a training voice and another.")
         require(
             self.dev_voices // 2 <= self.train_voices,
             f"half of dev_voices={self.dev_voices} are training voices, of which there are {self.train_voices}; "
@@ -95,13 +86,9 @@ class SyntheticConfig:
         )
         require(len(set(self.languages)) == len(self.languages) > 0, "languages must name each language once.")
         for language in [self.language, *self.languages]:
-            require(
-                language in LANGUAGES,
-                f"language {language!r} is not known; choose from {', '.join(LANGUAGES)}.",
-            )
+            require(language in LANGUAGES, f"language {language!r} is not known; choose from {', '.join(LANGUAGES)}.")
         spoken = len(self.languages) if self.recipe is Recipe.multilingual else 1
-        fewest = min(self.train_voices, self.test_voices)
         require(
-            spoken <= fewest,
+            spoken <= min(self.train_voices, self.test_voices),
             f"each of the {spoken} languages needs a voice in training and test; raise train_voices and test_voices.",
         )
