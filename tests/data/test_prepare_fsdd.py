@@ -8,7 +8,7 @@ import soundfile
 from moe_asr.config.prepare import Corpus, FsddConfig, PrepareConfig
 from moe_asr.data.manifest import describe, load_samples, read_card, read_split
 from moe_asr.data.prepare import prepare
-from moe_asr.data.prepare_fsdd import WORDS
+from moe_asr.data.synthetic.recipes import DIGITS as WORDS
 from moe_asr.errors import InputError
 
 DIGITS = Path(__file__).parents[2] / "../shared/data/fsdd"

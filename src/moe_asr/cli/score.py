@@ -64,7 +64,7 @@ def _pronounced(utterances: "list[Scored]", normalize: "Normalizer", accent: str
     """The utterances with the phones that espeak-ng gives their normalised texts."""
     from dataclasses import replace
 
-    from moe_asr.data.synthetic.phonemes import phonemize
+    from moe_asr.data.synthetic.espeak import phonemize
 
     texts = [normalize(text) for u in utterances for text in (u.reference, u.hypothesis)]
     phones = phonemize(texts, accent)

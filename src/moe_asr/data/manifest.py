@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from lhotse import AudioSource, Recording
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
@@ -87,6 +88,12 @@ class Utterance:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Equal for equal options (plain values), whatever their order."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def recording(name: str, path: str | Path, sample_rate: int, samples: int, channels: int = 1) -> Recording:
+    """An audio file of `samples` a channel."""
+    source = AudioSource("file", list(range(channels)), str(path))
+    return Recording(name, [source], sample_rate, samples, samples / sample_rate)
 
 
 def write_split(folder: Path, name: str, cuts: Iterable[Cut]) -> SplitSize:

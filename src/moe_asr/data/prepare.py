@@ -4,7 +4,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,11 @@ from lhotse.cut import Cut
 
 from moe_asr.config.prepare import Corpus, PrepareConfig
 from moe_asr.data import prepare_layouts as layouts
-from moe_asr.data.manifest import (
-    Card,
-    building,
-    config_hash,
-    read_card,
-    write_card,
-    write_problems,
-    write_split,
-)
+from moe_asr.data.manifest import Card, building, config_hash, read_card, write_card, write_problems, write_split
 from moe_asr.data.prepare_audit import Audit
 from moe_asr.data.prepare_compose import compose
 from moe_asr.data.prepare_fsdd import fsdd
-from moe_asr.data.synthetic.phonemes import phonemize
+from moe_asr.data.synthetic.espeak import phonemize
 from moe_asr.errors import InputError
 
 
@@ -40,35 +31,59 @@ class Summary:
         sizes = [f"{name} {s.utterances} ({s.hours:.2f} h)" for name, s in self.card.splits.items()]
         shown = ", ".join(sizes[:8]) + (f", ... ({len(sizes)} splits)" if len(sizes) > 8 else "")
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.card.left_out.items())
-        left_out = (
-            f"left out {sum(self.card.left_out.values())} ({reasons}: problems.jsonl)" if reasons else "all usable"
-        )
+        count = sum(self.card.left_out.values())
+        left_out = f"left out {count} ({reasons}: problems.jsonl)" if count else "all usable"
         place = f"{self.folder}{'' if self.made else ' (already prepared)'}"
         return "; ".join([f"{place}: {shown}", left_out, *self.card.notes])
 
 
 Read = Callable[[PrepareConfig, Audit, Path], Mapping[str, Iterable[Cut]]]
+"""Gives the cuts of each split; may write audio of its own into the (unfinished) folder."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    read: Read
+    licence: str = "that of the corpus"
+    lower: bool = False
+    normalizer: str = "as given"
 
 
 def _items(layout: Callable[[PrepareConfig], Mapping[str, layouts.Items]]) -> Read:
     return lambda config, audit, _: {split: audit.cuts(items) for split, items in layout(config).items()}
 
 
-def _convert(
-    read: Read, config: PrepareConfig, licence: str = "", lower: bool = False, normalizer: str = "as given"
-) -> Summary:
-    """Reads a corpus that lies on disk, audits it and writes what is usable.
+KINDS = {
+    Corpus.fsdd: _Kind(fsdd, "CC BY-SA 4.0", lower=True),
+    Corpus.speechocean762: _Kind(_items(layouts.speechocean762), "free for any use (OpenSLR 101)", lower=True),
+    Corpus.librispeech: _Kind(_items(layouts.librispeech), "CC BY 4.0", lower=True),
+    Corpus.aishell: _Kind(
+        _items(layouts.aishell), "Apache-2.0 (OpenSLR 33)", normalizer="Unicode NFKC, spaces removed"
+    ),
+    Corpus.kaldi: _Kind(_items(layouts.kaldi)),
+    Corpus.jsonl: _Kind(_items(layouts.jsonl)),
+    Corpus.compose: _Kind(compose),
+}
 
-    read: gives the cuts of each split; may write audio of its own into the (unfinished) folder.
+
+def prepare(config: PrepareConfig) -> Summary:
+    """Makes the corpus, or finds it made with the same options.
+
+    Raises InputError for a source that is missing or not in the expected layout, if no utterance can be used
+    (those that cannot are listed in problems.jsonl), or if the folder holds something else.
     """
+    if config.corpus not in KINDS:
+        raise InputError(f"corpus={config.corpus.value} cannot be prepared; choose {', '.join(KINDS)}.")
+    kind = KINDS[config.corpus]
     if config.phones and config.corpus is Corpus.fsdd:
         raise InputError("phones= is for recorded sentences; the strings of fsdd are composed of words: leave it out.")
     if not config.source:
         raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
-    source, folder, lower = Path(config.source).absolute(), Path(config.folder), lower or config.lower
+    source, folder, lower = Path(config.source).absolute(), Path(config.folder), kind.lower or config.lower
     if not source.exists():
         raise InputError(f"source={config.source} does not exist; give the place where the corpus was unpacked.")
-    options = _options(config, source)
+    made_of = read_card(source) if config.corpus is Corpus.compose else None
+    options = _options(config, source, made_of)
     if (folder / "corpus.json").is_file() and not config.overwrite:
         card = read_card(folder)
         if card.config_hash == config_hash(options):
@@ -77,7 +92,7 @@ def _convert(
     with building(folder, config.overwrite) as unfinished:
         sizes = {
             name: write_split(unfinished, name, _with_phones(cuts, config.phones))
-            for name, cuts in read(config, audit, unfinished).items()
+            for name, cuts in kind.read(config, audit, unfinished).items()
         }
         empty = [name for name, size in sizes.items() if not size.utterances]
         if len(empty) == len(sizes):
@@ -85,7 +100,6 @@ def _convert(
             raise InputError(f"{source} has no usable utterance, check source= and the corpus{first}.")
         for name in empty:
             (unfinished / f"{name}.jsonl.gz").unlink()
-        made_of = read_card(source) if config.corpus is Corpus.compose else None
         notes = [*(made_of.notes if made_of else ()), *(f"{name} has no usable utterance" for name in empty)]
         if audit.multichannel:
             notes.append(f"{audit.multichannel} utterances have several channels, which are averaged when read")
@@ -95,8 +109,8 @@ def _convert(
             splits={name: size for name, size in sizes.items() if size.utterances},
             config=options,
             config_hash=config_hash(options),
-            licence=made_of.licence if made_of else licence or "that of the corpus",
-            normalizer=f"{normalizer}, white space joined" + (", lower case" if lower else ""),
+            licence=made_of.licence if made_of else kind.licence,
+            normalizer=f"{kind.normalizer}, white space joined" + (", lower case" if lower else ""),
             notes=tuple(notes),
             left_out=dict(sorted(Counter(problem.reason for problem in audit.problems).items())),
         )
@@ -117,42 +131,9 @@ def _with_phones(cuts: Iterable[Cut], accent: str | None) -> Iterable[Cut]:
     return cuts
 
 
-def _options(config: PrepareConfig, source: Path) -> dict[str, Any]:
+def _options(config: PrepareConfig, source: Path, made_of: Card | None) -> dict[str, Any]:
     """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
-    options = dataclasses.asdict(config)
-    kept = ("seed", "lower", "phones", "decode_check", config.corpus.value)
-    made_of = {"made_of": read_card(source).config_hash} if config.corpus is Corpus.compose else {}
-    return {"corpus": config.corpus.value, "source": str(source), **made_of} | {
-        k: options[k] for k in kept if k in options
-    }
-
-
-PREPARERS: dict[Corpus, Callable[[PrepareConfig], Summary]] = {
-    Corpus.fsdd: partial(_convert, fsdd, licence="CC BY-SA 4.0", lower=True),
-    Corpus.speechocean762: partial(
-        _convert, _items(layouts.speechocean762), licence="free for any use (OpenSLR 101)", lower=True
-    ),
-    Corpus.librispeech: partial(_convert, _items(layouts.librispeech), licence="CC BY 4.0", lower=True),
-    Corpus.aishell: partial(
-        _convert,
-        _items(layouts.aishell),
-        licence="Apache-2.0 (OpenSLR 33)",
-        normalizer="Unicode NFKC, spaces removed",
-    ),
-    Corpus.kaldi: partial(_convert, _items(layouts.kaldi)),
-    Corpus.jsonl: partial(_convert, _items(layouts.jsonl)),
-    Corpus.compose: partial(_convert, compose),
-}
-"""A function for every corpus that can be prepared."""
-
-
-def prepare(config: PrepareConfig) -> Summary:
-    """Makes the corpus, or finds it made with the same options.
-
-    Raises InputError for a source that is missing or not in the expected layout, if no utterance can be used
-    (those that cannot are listed in problems.jsonl), or if the folder holds something else.
-    """
-    if config.corpus not in PREPARERS:
-        known = ", ".join(corpus.value for corpus in PREPARERS)
-        raise InputError(f"corpus={config.corpus.value} cannot be prepared; choose {known}.")
-    return PREPARERS[config.corpus](config)
+    options = {"corpus": config.corpus.value, "source": str(source)}
+    options |= {"made_of": made_of.config_hash} if made_of else {}
+    plain, kept = dataclasses.asdict(config), ("seed", "lower", "phones", "decode_check", config.corpus.value)
+    return options | {k: plain[k] for k in kept if k in plain}

@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
+from lhotse import MonoCut, MultiCut, SupervisionSegment
 
-from moe_asr.data.manifest import Problem
+from moe_asr.data.manifest import Problem, recording
 from moe_asr.errors import InputError
 from moe_asr.features.audio import read_audio, read_header
 
@@ -75,37 +75,28 @@ def _check(item: Item | Problem, decode: bool, lower: bool) -> MonoCut | MultiCu
         if abs(end - header.seconds) < TOLERANCE:
             end = header.seconds
         if not 0 <= item.start <= end - 1 / header.sample_rate or end > header.seconds:
-            return Problem(
-                item.id,
-                "outside the audio",
-                f"{item.start} s to {end} s of {item.audio}, which lasts {header.seconds} s",
-            )
+            span = f"{item.start} s to {end} s of {item.audio}, which lasts {header.seconds} s"
+            return Problem(item.id, "outside the audio", span)
         first, last = round(item.start * header.sample_rate), round(end * header.sample_rate)
         start, seconds = first / header.sample_rate, (last - first) / header.sample_rate
         if decode:
             read_audio(item.audio, None, start, seconds)
     except InputError as error:
         return Problem(item.id, "unreadable audio", str(error))
-    channels = list(range(header.channels))
-    mono = header.channels == 1
-    recording = Recording(
-        id=item.audio.stem,
-        sources=[AudioSource("file", channels, os.path.abspath(item.audio))],  # noqa: PTH100 (keeps symbolic links)
-        sampling_rate=header.sample_rate,
-        num_samples=header.frames,
-        duration=header.seconds,
-    )
+    channel = 0 if header.channels == 1 else list(range(header.channels))
+    path = os.path.abspath(item.audio)  # noqa: PTH100 (keeps symbolic links)
+    audio = recording(item.audio.stem, path, header.sample_rate, header.frames, header.channels)
     supervision = SupervisionSegment(
         id=item.id,
-        recording_id=recording.id,
+        recording_id=audio.id,
         start=0.0,
         duration=seconds,
-        channel=0 if mono else channels,
+        channel=channel,
         text=text.lower() if lower else text,
         language=item.language,
         speaker=item.speaker,
         gender=item.gender,
         custom=item.custom or None,
     )
-    cut = MonoCut if mono else MultiCut
-    return cut(item.id, start, seconds, 0 if mono else channels, [supervision], recording=recording)
+    cut = MonoCut if channel == 0 else MultiCut
+    return cut(item.id, start, seconds, channel, [supervision], recording=audio)

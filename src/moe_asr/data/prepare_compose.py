@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.supervision import AlignmentItem
 
 from moe_asr.config.prepare import ComposeConfig, PrepareConfig
-from moe_asr.data.manifest import Problem, describe, load_samples, read_card, read_split
+from moe_asr.data.manifest import Problem, describe, load_samples, read_card, read_split, recording
 from moe_asr.data.prepare_audit import Audit
 from moe_asr.errors import InputError
 from moe_asr.features.tokenizer import join_han
@@ -110,8 +110,8 @@ def _recording(
         alignment=_alignment(members, starts),
     )
     sources = [source for fact in facts for source in fact.sources]
-    recording = Recording(name, [AudioSource("file", [0], path)], rate, len(joined), seconds)
-    return MonoCut(name, 0.0, seconds, 0, [supervision], recording=recording, custom={"sources": sources})
+    audio = recording(name, path, rate, len(joined))
+    return MonoCut(name, 0.0, seconds, 0, [supervision], recording=audio, custom={"sources": sources})
 
 
 def _floor(samples: numpy.ndarray, rate: int) -> float:
@@ -122,15 +122,8 @@ def _floor(samples: numpy.ndarray, rate: int) -> float:
 
 def _alignment(members: Sequence[Cut], starts: Sequence[float]) -> dict[str, list[AlignmentItem]] | None:
     """What all utterances know of when something was said, shifted to where each of them starts."""
-    known = [[part.alignment or {} for part in cut.supervisions] for cut in members]
-    kinds = set.intersection(*(set(part) for parts in known for part in parts))
-    shifted = {
-        kind: [
-            item.with_offset(start)
-            for parts, start in zip(known, starts, strict=True)
-            for part in parts
-            for item in part[kind]
-        ]
-        for kind in sorted(kinds)
-    }
+    placed = zip(members, starts, strict=True)
+    known = [(start, part.alignment or {}) for cut, start in placed for part in cut.supervisions]
+    kinds = set.intersection(*(set(own) for _, own in known))
+    shifted = {kind: [item.with_offset(start) for start, own in known for item in own[kind]] for kind in sorted(kinds)}
     return shifted or None

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import soundfile
-from lhotse import AudioSource, MonoCut, Recording
+from lhotse import MonoCut, Recording
 from lhotse.cut import Cut, MixedCut, MixTrack
 
 from moe_asr.config.prepare import FsddConfig, PrepareConfig
+from moe_asr.data.manifest import recording
 from moe_asr.data.prepare_audit import Audit, Item
+from moe_asr.data.synthetic.recipes import DIGITS
 from moe_asr.errors import InputError
 from moe_asr.randomness import numpy_rng
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ROOM_DB = -70.0
 """Level of the noise under a string, below full scale: about that of the two quietest speakers' rooms."""
 
@@ -30,7 +31,7 @@ def fsdd(config: PrepareConfig, audit: Audit, folder: Path) -> Mapping[str, Iter
     source = Path(config.source)
     source = source / "recordings" if (source / "recordings").is_dir() else source
     names = [(path, re.fullmatch(r"(\d)_(.+)_(\d+)", path.stem)) for path in sorted(source.glob("*_*_*.*"))]
-    items = (Item(path.stem, path, WORDS[int(n[1])], n[2], language="en") for path, n in names if n)
+    items = (Item(path.stem, path, DIGITS[int(n[1])], n[2], language="en") for path, n in names if n)
     recordings: dict[str, list[MonoCut]] = defaultdict(list)
     for cut in audit.cuts(items):
         recordings[cut.supervisions[0].speaker].append(cut)
@@ -63,7 +64,7 @@ def _room(folder: Path, rate: int, longest: float, seed: int) -> Recording:
     samples = int(rate * (longest + 30))
     noise = numpy_rng("fsdd", seed, "room").normal(0, 10 ** (ROOM_DB / 20), samples)
     soundfile.write(folder / "room.flac", noise, rate)
-    return Recording("room", [AudioSource("file", [0], "room.flac")], rate, samples, samples / rate)
+    return recording("room", "room.flac", rate, samples)
 
 
 def _strings(

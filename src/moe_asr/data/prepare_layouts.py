@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,20 +111,10 @@ def kaldi_items(folder: Path, roots: list[Path]) -> list[Item | Problem]:
         if recording not in wavs:
             found.append(Problem(name, "missing audio", f"recording {recording} is not in {folder / 'wav.scp'}"))
             continue
-        speaker = speakers.get(name)
-        found.append(
-            Item(
-                name,
-                audio(recording),
-                texts.get(name, ""),
-                speaker,
-                start,
-                end - start if end >= 0 else None,  # Kaldi: -1 = to the end
-                genders.get(speaker or ""),
-                languages.get(name),
-                {"age": int(ages[speaker])} if speaker in ages and ages[speaker].isdigit() else {},
-            )
-        )
+        speaker, seconds = speakers.get(name), end - start if end >= 0 else None  # Kaldi: -1 = to the end
+        custom = {"age": int(ages[speaker])} if speaker in ages and ages[speaker].isdigit() else {}
+        traits = (genders.get(speaker or ""), languages.get(name), custom)
+        found.append(Item(name, audio(recording), texts.get(name, ""), speaker, start, seconds, *traits))
     found += [Problem(name, "missing audio", f"only {folder / 'text'} has it") for name in texts if name not in ids]
     return found
 
@@ -160,35 +150,17 @@ def jsonl_items(file: Path, default_split: str) -> Iterator[tuple[str, Item | Pr
 
 
 def _jsonl_item(plain: dict[str, Any], root: Path, default_split: str) -> tuple[str, Item]:
-    def take(name: str, default: Any = None) -> Any:
+    def take(name: str, default: Any = None, kind: Callable[[Any], Any] = lambda value: value) -> Any:
         value = plain.pop(name, None)
-        return default if value is None else value
+        return default if value is None else kind(value)
 
-    audio, text, split, start = (
-        plain.pop("audio"),
-        plain.pop("text"),
-        take("split", default_split),
-        take("start", 0.0),
-    )
-    name = take(
-        "id",
-        Path(audio).with_suffix("").as_posix().strip("./").replace("/", "-") + (f"-{start}" if start else ""),
-    )
+    audio, text = plain.pop("audio"), plain.pop("text")
+    split, start = take("split", default_split), take("start", 0.0)
+    name = Path(audio).with_suffix("").as_posix().strip("./").replace("/", "-") + (f"-{start}" if start else "")
     if not isinstance(text, str) or not re.fullmatch(r"\w[\w.-]*", split):
         raise ValueError("text must be a string and split a plain name")
-    seconds, speaker = take("duration"), take("speaker")
-    item = Item(
-        str(name),
-        root / audio,
-        text,
-        None if speaker is None else str(speaker),
-        float(start),
-        None if seconds is None else float(seconds),
-        take("gender"),
-        take("language"),
-        plain,
-    )
-    return split, item
+    about = (take("id", name, str), root / audio, text, take("speaker", None, str))
+    return split, Item(*about, float(start), take("duration", None, float), take("gender"), take("language"), plain)
 
 
 def speechocean762(config: PrepareConfig) -> Mapping[str, Items]:

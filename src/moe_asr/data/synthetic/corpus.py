@@ -3,26 +3,22 @@
 import dataclasses
 import hashlib
 import itertools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lhotse import MonoCut, Recording, SupervisionSegment
-from lhotse.audio import AudioSource
+from lhotse import MonoCut, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
 from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
 from moe_asr.data import manifest
 from moe_asr.data.synthetic import espeak, formant
 from moe_asr.data.synthetic.recipes import SHARES, Sentence, read_lines, split_of
-from moe_asr.data.synthetic.render import SAMPLE_RATE, Phone, Rendered, Session, Voice, follow_parent, render
+from moe_asr.data.synthetic.render import SAMPLE_RATE, Phone, Session, Utterance, Voice, in_processes, render
 from moe_asr.errors import InputError
 from moe_asr.randomness import key_seed, numpy_rng
 
@@ -69,16 +65,20 @@ def generate(
         sessions = _sessions(config, lines, str(partial))
         silent: set[tuple[str, str]] = set()
 
-        def watched() -> Iterator[Rendered]:
-            for done, rendered in enumerate(_render_all(sessions, workers or os.cpu_count() or 1), start=1):
-                silent.update((rendered.voice.language, sentence.spoken) for sentence in rendered.silent)
+        def cuts() -> Iterator[tuple[str, MonoCut]]:
+            processes = min(workers or os.cpu_count() or 1, len(sessions))
+            # The loop alone holds the results: an interruption ends the processes before their folder goes.
+            for done, (session, (utterances, unsaid)) in enumerate(
+                zip(sessions, in_processes(render, sessions, processes), strict=True), start=1
+            ):
+                silent.update((session.voice.language, sentence.spoken) for sentence in unsaid)
                 if progress:
                     progress(done, len(sessions))
-                yield rendered
+                yield from ((session.split, cut) for cut in _cuts(session.voice, utterances))
 
         sizes = {
-            split: manifest.write_split(partial, split, itertools.chain.from_iterable(map(_cuts, group)))
-            for split, group in itertools.groupby(watched(), key=lambda rendered: rendered.split)
+            split: manifest.write_split(partial, split, (cut for _, cut in group))
+            for split, group in itertools.groupby(cuts(), key=lambda of_split: of_split[0])
         }
         for language, words in sorted(silent):
             problems.append(manifest.Problem(f"{language}: {words}", "nothing to hear", words))
@@ -186,59 +186,34 @@ def _voices(config: SyntheticConfig) -> list[Voice]:
     return [voices[name] for name in names]
 
 
-def _render_all(sessions: list[Session], workers: int) -> Iterator[Rendered]:
-    """In order. Fresh processes (spawn) even for one worker: espeak-ng never enters this one."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(sessions)), context, follow_parent) as pool:
-        try:
-            yield from pool.map(render, sessions)
-        except BrokenProcessPool as error:
-            remedy = "a script that makes a corpus needs `if __name__ == '__main__':`"
-            raise RuntimeError(f"a synthesizer process died; {remedy}") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _cuts(rendered: Rendered) -> Iterator[MonoCut]:
+def _cuts(voice: Voice, utterances: list[Utterance]) -> Iterator[MonoCut]:
     """One cut an utterance; those of a file share its recording. Audio paths are relative to the corpus."""
-    voice = rendered.voice
-    recordings = {
-        path: Recording(
-            id=path.removeprefix("audio/").removesuffix(".flac"),
-            sources=[AudioSource(type="file", channels=[0], source=path)],
-            sampling_rate=SAMPLE_RATE,
-            num_samples=length,
-            duration=length / SAMPLE_RATE,
-        )
-        for path, length in rendered.file_lengths.items()
-    }
-    for utterance in rendered.utterances:
-        recording, seconds = recordings[utterance.audio], utterance.length / SAMPLE_RATE
-        phones = " ".join(phone.symbol for phone in utterance.phones)
-        spoken = [(phone.symbol, phone.start, phone.end) for phone in utterance.phones]
-        spans = {"phone": spoken, "word": _words(utterance.sentence, utterance.phones)}
-        alignment = {
-            kind: [AlignmentItem(symbol, round(start, 4), round(end - start, 4)) for symbol, start, end in items]
-            for kind, items in spans.items()
-            if items
-        }
-        supervision = SupervisionSegment(
-            id=utterance.id,
-            recording_id=recording.id,
-            start=0.0,
-            duration=seconds,
-            text=phones if utterance.sentence.text is None else utterance.sentence.text,
-            speaker=voice.name,
-            language=voice.language,
-            custom={
-                "phones": phones,
-                "spoken": utterance.sentence.spoken,
-                "voice": dataclasses.asdict(voice),
-            },
-            alignment=alignment,
-        )
-        start = utterance.start / SAMPLE_RATE
-        yield MonoCut(utterance.id, start, seconds, 0, recording=recording, supervisions=[supervision])
+    for path, members in itertools.groupby(utterances, key=lambda utterance: utterance.audio):
+        group = list(members)
+        name = path.removeprefix("audio/").removesuffix(".flac")
+        recording = manifest.recording(name, path, SAMPLE_RATE, group[-1].start + group[-1].length)
+        for utterance in group:
+            seconds = utterance.length / SAMPLE_RATE
+            phones = " ".join(phone.symbol for phone in utterance.phones)
+            spoken = [(phone.symbol, phone.start, phone.end) for phone in utterance.phones]
+            spans = {"phone": spoken, "word": _words(utterance.sentence, utterance.phones)}
+            supervision = SupervisionSegment(
+                id=utterance.id,
+                recording_id=name,
+                start=0.0,
+                duration=seconds,
+                text=phones if utterance.sentence.text is None else utterance.sentence.text,
+                speaker=voice.name,
+                language=voice.language,
+                custom={"phones": phones, "spoken": utterance.sentence.spoken, "voice": dataclasses.asdict(voice)},
+                alignment={
+                    kind: [AlignmentItem(heard, round(a, 4), round(b - a, 4)) for heard, a, b in items]
+                    for kind, items in spans.items()
+                    if items
+                },
+            )
+            start = utterance.start / SAMPLE_RATE
+            yield MonoCut(utterance.id, start, seconds, 0, recording=recording, supervisions=[supervision])
 
 
 def _words(sentence: Sentence, phones: tuple[Phone, ...]) -> list[tuple[str, float, float]]:

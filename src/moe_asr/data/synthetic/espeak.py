@@ -9,13 +9,16 @@ function of (voice, text, seed).
 import _ctypes
 import ctypes
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy
 from numpy.random import Generator
 
-from moe_asr.data.synthetic.render import SAMPLE_RATE, Array, Phone, Speech, Voice
+from moe_asr.data.synthetic.render import SAMPLE_RATE, Array, Phone, Speech, Voice, in_processes
+from moe_asr.errors import InputError
 
 # espeak-ng's names of the accents of each language; some have only one.
 ACCENTS = {
@@ -82,6 +85,24 @@ def draw_voices(language: str, names: list[str], rng: Generator) -> list[EspeakV
         return EspeakVoice(name, language, kinds[order[i % len(kinds)]], pitch, spread, rate)
 
     return [draw(i, name) for i, name in enumerate(names)]
+
+
+def phonemize(texts: Sequence[str], accent: str) -> list[str]:
+    """IPA phones of each text, separated by spaces; `accent` is espeak-ng's name, such as "en-us".
+
+    Raises InputError if espeak-ng is not installed or has no such accent.
+    """
+    if not available():
+        raise InputError("phones= needs espeak-ng: install it with `pip install 'moe-asr[synthetic]'`.")
+    voice = EspeakVoice("pronunciation", accent, accent, pitch=50, spread=50, rate=175)
+    try:
+        return list(in_processes(partial(_pronounce, voice), texts, chunk=64))
+    except RuntimeError as error:
+        raise InputError(f"phones={accent} is no accent of espeak-ng; write phones=en-us, for example.") from error
+
+
+def _pronounce(voice: EspeakVoice, text: str) -> str:
+    return " ".join(phone.symbol for phone in voice.speak(text, seed=0).phones)
 
 
 def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[Spoken], int]:

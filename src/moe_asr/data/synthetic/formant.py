@@ -17,50 +17,42 @@ _HOP, _WINDOW, _FFT = 128, 256, 512  # samples: 8, 16 and 32 ms
 _FRAME_RATE = SAMPLE_RATE / _HOP
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Constant targets for `ms` milliseconds: formants F1-F3 in Hz; amplitudes of voice, breath and frication;
-    centre and width of the frication in Hz."""
-
-    ms: float
-    formants: tuple[float, float, float]
-    voice: float = 0.0
-    breath: float = 0.0
-    friction: float = 0.0
-    centre: float = 4000.0
-    width: float = 2000.0
-
-
+# A segment is a row of numbers: milliseconds; formants F1-F3 in Hz; amplitudes of voice, breath and frication; centre
+# and width of the frication in Hz. What is not given is as in silence.
+_SILENCE = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4000.0, 2000.0)
 # Formants after Peterson & Barney (JASA 1952) for vowels; a stop is closure, burst and breath.
-PHONES: dict[str, tuple[Segment, ...]] = {
-    "iː": (Segment(140, (290, 2300, 3000), 1.0),),
-    "ɪ": (Segment(90, (400, 1990, 2550), 1.0),),
-    "ɛ": (Segment(100, (540, 1840, 2480), 1.0),),
-    "ə": (Segment(65, (500, 1400, 2400), 0.8),),
-    "ʌ": (Segment(120, (640, 1190, 2390), 1.0),),
-    "ɔː": (Segment(150, (570, 840, 2410), 1.0),),
-    "uː": (Segment(150, (310, 900, 2240), 1.0),),
-    "oʊ": (Segment(90, (500, 950, 2400), 1.0), Segment(80, (350, 850, 2300), 0.9)),
-    "aɪ": (Segment(100, (730, 1200, 2450), 1.0), Segment(90, (400, 2000, 2600), 0.9)),
-    "eɪ": (Segment(90, (500, 1900, 2500), 1.0), Segment(80, (350, 2200, 2800), 0.9)),
-    "ɹ": (Segment(80, (330, 1100, 1550), 0.7),),
-    "w": (Segment(75, (300, 650, 2200), 0.6),),
-    "n": (Segment(85, (260, 1500, 2600), 0.4),),
-    "v": (Segment(70, (280, 1100, 2300), 0.3, 0.0, 0.15, 5000, 4000),),
-    "z": (Segment(95, (280, 1600, 2500), 0.3, 0.0, 0.4, 5800, 1500),),
-    "s": (Segment(120, (320, 1600, 2500), 0.0, 0.0, 0.9, 5800, 1500),),
-    "f": (Segment(110, (320, 1100, 2300), 0.0, 0.05, 0.25, 4500, 6000),),
-    "θ": (Segment(105, (320, 1300, 2500), 0.0, 0.05, 0.2, 6500, 3000),),
-    "t": (
-        Segment(50, (350, 1700, 2600)),
-        Segment(14, (350, 1700, 2600), friction=1.2, centre=4800, width=2500),
-        Segment(30, (400, 1700, 2600), breath=0.3),
-    ),
-    "k": (
-        Segment(50, (350, 1900, 2400)),
-        Segment(18, (350, 1900, 2400), friction=1.0, centre=2200, width=800),
-        Segment(30, (400, 1900, 2400), breath=0.3),
-    ),
+_PHONES = """
+iː: 140 290 2300 3000 1.0
+ɪ: 90 400 1990 2550 1.0
+ɛ: 100 540 1840 2480 1.0
+ə: 65 500 1400 2400 0.8
+ʌ: 120 640 1190 2390 1.0
+ɔː: 150 570 840 2410 1.0
+uː: 150 310 900 2240 1.0
+oʊ: 90 500 950 2400 1.0|80 350 850 2300 0.9
+aɪ: 100 730 1200 2450 1.0|90 400 2000 2600 0.9
+eɪ: 90 500 1900 2500 1.0|80 350 2200 2800 0.9
+ɹ: 80 330 1100 1550 0.7
+w: 75 300 650 2200 0.6
+n: 85 260 1500 2600 0.4
+v: 70 280 1100 2300 0.3 0 0.15 5000 4000
+z: 95 280 1600 2500 0.3 0 0.4 5800 1500
+s: 120 320 1600 2500 0 0 0.9 5800 1500
+f: 110 320 1100 2300 0 0.05 0.25 4500 6000
+θ: 105 320 1300 2500 0 0.05 0.2 6500 3000
+t: 50 350 1700 2600|14 350 1700 2600 0 0 1.2 4800 2500|30 400 1700 2600 0 0.3
+k: 50 350 1900 2400|18 350 1900 2400 0 0 1.0 2200 800|30 400 1900 2400 0 0.3
+"""
+
+
+def _segment(text: str) -> tuple[float, ...]:
+    given = tuple(map(float, text.split()))
+    return given + _SILENCE[len(given) :]
+
+
+_SEGMENTS = {
+    symbol: [_segment(row) for row in rows.split("|")]
+    for symbol, rows in (line.split(": ") for line in _PHONES.strip().splitlines())
 }
 _SOUNDS = "z ɪ ɹ oʊ|w ʌ n|t uː|θ ɹ iː|f ɔː ɹ|f aɪ v|s ɪ k s|s ɛ v ə n|eɪ t|n aɪ n"
 PRONUNCIATIONS = {word: sounds.split() for word, sounds in zip(DIGITS, _SOUNDS.split("|"), strict=True)}
@@ -100,22 +92,22 @@ def draw_voices(names: list[str], rng: Generator) -> list[FormantVoice]:
 
 def _schedule(
     voice: FormantVoice, words: list[str], rng: Generator
-) -> tuple[tuple[Phone, ...], list[Segment], list[float]]:
+) -> tuple[tuple[Phone, ...], list[tuple[float, ...]], list[float]]:
     """The phones, and the segments with their end times in seconds, pauses between words included."""
     phones: list[Phone] = []
-    segments: list[Segment] = []
+    segments: list[tuple[float, ...]] = []
     ends: list[float] = []
     time, begin = 0.0, 0
     for word in words:
         stretch = rng.uniform(0.85, 1.15) / voice.rate / 1000
         if segments and rng.random() < 0.5:
             time += rng.uniform(0.02, 0.15)
-            segments.append(Segment(0, segments[-1].formants))
+            segments.append((*segments[-1][:4], *_SILENCE[4:]))
             ends.append(time)
         for symbol in PRONUNCIATIONS[word]:
             start = time
-            for segment in PHONES[symbol]:
-                time += segment.ms * stretch * rng.uniform(0.9, 1.1)
+            for segment in _SEGMENTS[symbol]:
+                time += segment[0] * stretch * rng.uniform(0.9, 1.1)
                 segments.append(segment)
                 ends.append(time)
             phones.append(Phone(symbol, start, time, begin))
@@ -123,12 +115,11 @@ def _schedule(
     return tuple(phones), segments, ends
 
 
-def _tracks(segments: list[Segment], ends: list[float]) -> Array:
+def _tracks(segments: list[tuple[float, ...]], ends: list[float]) -> Array:
     """(frames, 8) targets of each frame, smoothed: formants glide over 60 ms, amplitudes over 25 ms."""
     times = (numpy.arange(int(ends[-1] * _FRAME_RATE) + 1) + 0.5) / _FRAME_RATE
     index = numpy.searchsorted(ends, times).clip(max=len(segments) - 1)
-    rows = [[*s.formants, s.voice, s.breath, s.friction, s.centre, s.width] for s in segments]
-    targets = numpy.array(rows)[index]
+    targets = numpy.array(segments)[index, 1:]
     for columns, width in ((range(3), 7), (range(3, 6), 3)):
         window = numpy.hanning(width + 2)[1:-1] / numpy.hanning(width + 2).sum()
         for column in columns:
