@@ -118,12 +118,9 @@ def _open(source: str | Path | BinaryIO) -> soundfile.SoundFile:
     try:
         return soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        reason = "it is empty" if _is_empty(source) else _reason(error)
+        empty = isinstance(source, str | Path) and Path(source).stat().st_size == 0
+        reason = "it is empty" if empty else _reason(error)
         raise InputError(f"{source} is not readable audio ({reason}); give wav, flac, ogg or mp3.") from None
-
-
-def _is_empty(source: str | Path | BinaryIO) -> bool:
-    return isinstance(source, str | Path) and Path(source).stat().st_size == 0
 
 
 def _header(file: soundfile.SoundFile, name: str) -> Header:

@@ -41,13 +41,8 @@ def feature_statistics(batches: Iterable[tuple[Tensor, Tensor]]) -> FeatureStati
 
     Raises InputError where there is no batch.
     """
-
-    def of(features: Tensor, lengths: Tensor) -> FeatureStatistics:
-        valid = features[lengths_to_mask(lengths, features.shape[1])].double()
-        return FeatureStatistics(len(valid), valid.sum(0), valid.square().sum(0))
-
-    parts = (of(features, lengths) for features, lengths in batches)
-    first = next(parts, None)
-    if first is None:
+    frames = (features[lengths_to_mask(lengths, features.shape[1])].double() for features, lengths in batches)
+    parts = [FeatureStatistics(len(valid), valid.sum(0), valid.square().sum(0)) for valid in frames]
+    if not parts:
         raise InputError("no utterance to estimate the feature mean and variance from.")
-    return reduce(add, parts, first)
+    return reduce(add, parts)

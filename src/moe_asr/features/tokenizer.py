@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,25 +81,14 @@ class Tokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, numbers and lists, fit for JSON and for `torch.load(weights_only=True)`."""
-        return {
-            "unit": self.unit.value,
-            "symbols": list(self.symbols),
-            "blank": self.blank,
-            "unk": self.unk,
-            "sos_eos": self.sos_eos,
-            "bpe_model": base64.b64encode(self.bpe_model).decode(),
-        }
+        bpe_model = base64.b64encode(self.bpe_model).decode()
+        return asdict(self) | {"unit": self.unit.value, "symbols": list(self.symbols), "bpe_model": bpe_model}
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> "Tokenizer":
-        return Tokenizer(
-            **{
-                **fields,
-                "unit": TokenUnit(fields["unit"]),
-                "symbols": tuple(fields["symbols"]),
-                "bpe_model": base64.b64decode(fields["bpe_model"]),
-            }
-        )
+        bpe_model = base64.b64decode(fields["bpe_model"])
+        typed = {"unit": TokenUnit(fields["unit"]), "symbols": tuple(fields["symbols"]), "bpe_model": bpe_model}
+        return Tokenizer(**(fields | typed))
 
     @cached_property
     def _ids(self) -> dict[str, int]:
