@@ -144,6 +144,9 @@ PAIRED = {  # options whose neighbours allow only some values
     "synthetic.recipe": "text",
     "synthetic.languages": ["en", "de"],
     "synthetic.language": "de",
+    "augment.reverb_seconds": [0.3, 0.6],
+    "augment.babble_db": [0.0, 9.0],
+    "augment.noise_db": [-5.0, 9.0],
     "compose.seconds": [2.0, 20.0],
     "compose.pause": [0.0, 0.5],
 }

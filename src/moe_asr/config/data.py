@@ -44,6 +44,20 @@ class FeaturesConfig:
     """Standard deviation of the noise added to 16-bit samples, in training only, keyed by utterance and epoch."""
 
 
+class Codec(StrEnum):
+    """What speech is sent through."""
+
+    telephone = "telephone"
+    """300 to 3400 Hz at 8 kHz, in mu-law."""
+    ulaw = "ulaw"
+    alaw = "alaw"
+    gsm = "gsm"
+    vorbis = "vorbis"
+    """At its strongest compression, as are opus and mp3."""
+    opus = "opus"
+    mp3 = "mp3"
+
+
 @dataclass
 class AugmentConfig:
     """Training-time augmentation; every draw is keyed by (seed, epoch, utterance). The U2++ recipe's shapes."""
@@ -52,6 +66,25 @@ class AugmentConfig:
     """Speed factors drawn with equal probability (pitch changes with them); [1.0] = off."""
     gain_db: float = 0.0
     """Loudness is changed by a uniform draw from [-gain_db, gain_db]."""
+    reverb_share: float = 0.0
+    """Share of the utterances, drawn anew every epoch, that are heard in a room."""
+    reverb_seconds: list[float] = field(default_factory=lambda: [0.2, 0.8])
+    """Shortest and longest time in which a generated room falls by 60 dB."""
+    reverb_source: str | None = None
+    """Room impulse responses instead of generated ones: a folder of audio, or a JSONL manifest."""
+    babble_share: float = 0.0
+    """Share with 3 to 8 other training utterances in the background."""
+    babble_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
+    """Lowest and highest ratio of speech to babble."""
+    noise_share: float = 0.0
+    """Share with noise added."""
+    noise_db: list[float] = field(default_factory=lambda: [5.0, 30.0])
+    """Lowest and highest ratio of speech to noise."""
+    noise_source: str | None = None
+    """Recorded noises: a folder of audio, or a JSONL manifest; null = white, pink and brown noise."""
+    codec_share: float = 0.0
+    """Share sent through one of `codecs`."""
+    codecs: list[Codec] = field(default_factory=lambda: list(Codec))
     mask_value: float = 0.0
     """What masked features become, in raw log-mel before CMVN. The reference's 0 is neither silence nor the mean."""
     time_masks: int = 2
@@ -81,6 +114,17 @@ class AugmentConfig:
             "substitution_frames",
             "trim_frames",
         )
+        for name in ("reverb", "babble", "noise", "codec"):
+            share = getattr(self, f"{name}_share")
+            require(0 <= share <= 1, f"augment.{name}_share={share} must lie between 0 and 1; 0 turns it off.")
+        for name in ("reverb_seconds", "babble_db", "noise_db"):
+            span = getattr(self, name)
+            require(
+                len(span) == 2 and span[0] <= span[1],
+                f"augment.{name}={span} must be a lowest and a highest value, such as [0.2,30.0].",
+            )
+        require(self.reverb_seconds[0] > 0, f"augment.reverb_seconds={self.reverb_seconds} must be above 0 seconds.")
+        require(bool(self.codecs), "augment.codecs must name at least one codec; augment.codec_share=0 turns them off.")
         for name in (*counts, "gain_db"):
             require(
                 getattr(self, name) >= 0,

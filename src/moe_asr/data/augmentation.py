@@ -14,8 +14,10 @@ from numpy.random import Generator
 from torch import Tensor
 
 from moe_asr.config.data import AugmentConfig
+from moe_asr.data.surroundings import Sounds, surround
 
 Features = TypeVar("Features", numpy.ndarray, Tensor)
+_NO_SOUNDS = Sounds()
 
 
 def draw_speed(rng: Generator, speeds: Sequence[float]) -> float:
@@ -31,13 +33,16 @@ def change_speed(samples: Tensor, speed: float) -> Tensor:
     return torchaudio.functional.resample(samples, ratio.numerator, ratio.denominator)
 
 
-def augment_samples(samples: Tensor, config: AugmentConfig, rng: Generator, dither: float = 0.0) -> Tensor:
-    """Speed, then gain, then dither of samples (S,) in [-1,1]; the speed changes their number.
+def augment_samples(
+    samples: Tensor, config: AugmentConfig, rng: Generator, dither: float = 0.0, sounds: Sounds = _NO_SOUNDS
+) -> Tensor:
+    """Speed, surroundings, gain, then dither of samples (S,) in [-1,1]; the speed changes their number.
 
     dither: standard deviation of white noise on the scale of 16-bit samples (`FeaturesConfig.dither`).
     """
-    speed_rng, gain_rng, dither_rng = rng.spawn(3)
+    speed_rng, gain_rng, dither_rng, surroundings_rng = rng.spawn(4)
     samples = change_speed(samples, draw_speed(speed_rng, config.speeds))
+    samples = surround(samples, config, surroundings_rng, sounds)
     if config.gain_db:
         samples = samples * 10 ** (gain_rng.uniform(-config.gain_db, config.gain_db) / 20)
     if dither:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from moe_asr.config.data import AugmentConfig, FeaturesConfig
 from moe_asr.data.augmentation import augment_features, augment_samples
 from moe_asr.data.manifest import Problem, load_samples
+from moe_asr.data.surroundings import Sounds, sounds_of
 from moe_asr.errors import InputError
 from moe_asr.features.fbank import LogMel
 from moe_asr.models.batch import Batch
@@ -69,13 +70,13 @@ def make_batch(
     tokens: Sequence[Sequence[int]],
     ids: Sequence[str],
     log_mel: LogMel,
-    augment: tuple[AugmentConfig, int, int, float] | None = None,
+    augment: tuple[AugmentConfig, int, int, float, Sounds] | None = None,
 ) -> Batch:
-    """Utterances -> one padded batch; `augment` = (options, seed, epoch, dither) turns augmentation on."""
+    """Utterances -> one padded batch; `augment` = (options, seed, epoch, dither, sounds) turns augmentation on."""
     if augment is not None:
-        config, seed, epoch, dither = augment
+        config, seed, epoch, dither, sounds = augment
         samples = [
-            augment_samples(row, config, numpy_rng("augment", seed, epoch, name), dither)
+            augment_samples(row, config, numpy_rng("augment", seed, epoch, name), dither, sounds)
             for row, name in zip(samples, ids, strict=True)
         ]
     seconds = sum(map(len, samples)) / log_mel.sample_rate
@@ -105,6 +106,7 @@ class TrainingBatches(Dataset[LoadedBatch]):
     ) -> None:
         self.cuts, self.tokens, self.plans, self.augment, self.seed = cuts, tokens, plans, augment, seed
         self.features, self.log_mel = features, LogMel(features)
+        self.sounds = sounds_of(augment, cuts, features.sample_rate)
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -120,7 +122,7 @@ class TrainingBatches(Dataset[LoadedBatch]):
             [self.tokens[plan.members[i]] for i in samples],
             [cuts[i].id for i in samples],
             self.log_mel,
-            (self.augment, self.seed, plan.epoch, self.features.dither),
+            (self.augment, self.seed, plan.epoch, self.features.dither, self.sounds),
         )
         return LoadedBatch(plan, batch, problems)
 
