@@ -30,10 +30,11 @@ def compose(config: PrepareConfig, audit: Audit, folder: Path) -> Mapping[str, I
     """
     splits = config.compose.splits or list(read_card(config.source).splits)
     cuts = {split: read_split(config.source, split) for split in splits}
-    return {split: _split(split, members, config, audit, folder) for split, members in cuts.items()}
+    return {split: compose_split(split, members, config, audit, folder) for split, members in cuts.items()}
 
 
-def _split(split: str, cuts: Sequence[Cut], config: PrepareConfig, audit: Audit, folder: Path) -> Iterator[Cut]:
+def compose_split(split: str, cuts: Sequence[Cut], config: PrepareConfig, audit: Audit, folder: Path) -> Iterator[Cut]:
+    """The recordings of one split, by the options config.compose; their audio goes to folder/audio/<split>."""
     by_speaker: dict[str, list[Cut]] = defaultdict(list)
     for cut in cuts:
         if cut.sampling_rate != cuts[0].sampling_rate:

@@ -24,11 +24,11 @@ from moe_asr.randomness import key_seed, numpy_rng
 
 _GENERATION = 2  # part of the options' hash: raise it when equal options make another corpus than before
 _SHORTEST = 0.25  # no utterance has fewer seconds
-_LICENCES = {
+LICENCES = {
     Engine.espeak: "Speech made by the separate program espeak-ng (GPL-3.0-or-later), which is no part of it.",
     Engine.formant: "Speech made by this program.",
 }
-_REMEDY = "install it with `pip install 'moe-asr[synthetic]'`"
+REMEDY = "install it with `pip install 'moe-asr[synthetic]'`"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def generate(
                 silent.update((session.voice.language, sentence.spoken) for sentence in unsaid)
                 if progress:
                     progress(done, len(sessions))
-                yield from ((session.split, cut) for cut in _cuts(session.voice, utterances))
+                yield from ((session.split, cut) for cut in cuts_of(session.voice, utterances))
 
         sizes = {
             split: manifest.write_split(partial, split, (cut for _, cut in group))
@@ -91,7 +91,7 @@ def generate(
             splits=sizes,
             config=options,
             config_hash=identity,
-            licence=_LICENCES[config.engine],
+            licence=LICENCES[config.engine],
             normalizer="lower case, no punctuation",
             notes=("Synthetic speech: error rates on it say nothing about real speech.", *notes),
         )
@@ -106,8 +106,8 @@ def _with_engine(config: SyntheticConfig) -> tuple[SyntheticConfig, list[str]]:
     if espeak.available():
         return dataclasses.replace(config, engine=Engine.espeak), []
     if config.engine is Engine.espeak or config.recipe is not Recipe.digits:
-        raise InputError(f"recipe={config.recipe.value} needs espeak-ng, which is not installed; {_REMEDY}.")
-    note = f"espeak-ng is not installed, so the built-in formant synthesizer speaks; {_REMEDY} for better voices."
+        raise InputError(f"recipe={config.recipe.value} needs espeak-ng, which is not installed; {REMEDY}.")
+    note = f"espeak-ng is not installed, so the built-in formant synthesizer speaks; {REMEDY} for better voices."
     return dataclasses.replace(config, engine=Engine.formant), [note]
 
 
@@ -186,7 +186,7 @@ def _voices(config: SyntheticConfig) -> list[Voice]:
     return [voices[name] for name in names]
 
 
-def _cuts(voice: Voice, utterances: list[Utterance]) -> Iterator[MonoCut]:
+def cuts_of(voice: Voice, utterances: list[Utterance]) -> Iterator[MonoCut]:
     """One cut an utterance; those of a file share its recording. Audio paths are relative to the corpus."""
     for path, members in itertools.groupby(utterances, key=lambda utterance: utterance.audio):
         group = list(members)

@@ -36,7 +36,8 @@ VARIANTS = """
 
 # From speak_lib.h: espeak_PARAMETER, then arguments of Initialize and Synth, then an event type.
 _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
-_SYNCHRONOUS, _PHONE_EVENTS_IN_IPA, _UTF8, _BY_CHARACTER, _PHONE_EVENT = 2, 0x8003, 1, 1, 7
+_SYNCHRONOUS, _PHONE_EVENTS_IN_IPA, _BY_CHARACTER, _PHONE_EVENT = 2, 0x8003, 1, 7
+_UTF8_AND_PHONEMES = 0x101  # what stands in [[...]] are names of phonemes
 
 
 class _Name(ctypes.Union):
@@ -75,9 +76,14 @@ class EspeakVoice(Voice):
         return Speech(_resample(samples, rate), _phones(events, len(samples), rate))
 
 
+def kinds_of(language: str) -> list[str]:
+    """Every accent+variant: what tells two voices apart whatever their pitch and rate."""
+    return [f"{accent}+{variant}" for accent in ACCENTS[language].split() for variant in VARIANTS.split()]
+
+
 def draw_voices(language: str, names: list[str], rng: Generator) -> list[EspeakVoice]:
     """Distinct voices: every accent x variant is used before one returns with another pitch and rate."""
-    kinds = [f"{accent}+{variant}" for accent in ACCENTS[language].split() for variant in VARIANTS.split()]
+    kinds = kinds_of(language)
     order = rng.permutation(len(kinds))
 
     def draw(i: int, name: str) -> EspeakVoice:
@@ -137,7 +143,7 @@ def _synthesize(voice: EspeakVoice, text: str, seed: int) -> tuple[Array, list[S
         for parameter, value in settings.items():
             library.espeak_SetParameter(parameter, value, 0)
         raw = text.encode() + b"\0"
-        library.espeak_Synth(raw, ctypes.c_size_t(len(raw)), 0, _BY_CHARACTER, 0, _UTF8, None, None)
+        library.espeak_Synth(raw, ctypes.c_size_t(len(raw)), 0, _BY_CHARACTER, 0, _UTF8_AND_PHONEMES, None, None)
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
