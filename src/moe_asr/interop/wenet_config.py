@@ -21,7 +21,6 @@ from moe_asr.errors import InputError
 from moe_asr.features.cmvn import FeatureStatistics
 from moe_asr.features.tokenizer import Tokenizer
 
-_BIASES = dict.fromkeys(("query_bias", "key_bias", "value_bias", "mlp_bias"), (True,))
 _STACK = {
     "attention_heads": 4,
     "linear_units": 2048,
@@ -37,7 +36,7 @@ _STACK = {
     "n_expert": 8,
     "n_expert_activated": 2,
     "concat_after": (False,),
-    **_BIASES,
+    **dict.fromkeys(("query_bias", "key_bias", "value_bias", "mlp_bias"), (True,)),
 }
 KNOWN: dict[str, dict[str, Any]] = {
     "": {
@@ -102,9 +101,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "non_lang_syms_path": (None,),
     },
     "tokenizer_conf.special_tokens": {"<blank>": None, "<unk>": None, "<sos>": None, "<eos>": None},
-    "dataset_conf": {
-        "feats_type": ("fbank",),
-    },
+    "dataset_conf": {"feats_type": ("fbank",)},
     "dataset_conf.resample_conf": {"resample_rate": 16000},
     "dataset_conf.fbank_conf": {
         "num_mel_bins": 23,
@@ -116,6 +113,14 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 """Every option of the YAML by section: a tuple lists the values that can be imported, WeNet's default first; anything
 else is WeNet's default of what is taken over."""
+
+_LAYERS = """layers=num_blocks heads=attention_heads ffn_width=linear_units activation=activation_type
+    dropout=dropout_rate position_dropout=positional_dropout_rate"""
+_ENCODER = """width=output_size kernel=cnn_module_kernel causal=causal conv_norm=cnn_module_norm
+    attention_dropout=attention_dropout_rate"""
+_DECODER = """self_attention_dropout=self_attention_dropout_rate
+    cross_attention_dropout=src_attention_dropout_rate"""
+"""Our options = WeNet's: of both stacks, and of one."""
 
 IGNORED = re.compile(
     r"(encoder|decoder|ctc|cmvn|tokenizer|model|dataset)_conf|tokenizer_conf\.special_tokens"  # sections of their own
@@ -191,48 +196,27 @@ def read_config(folder: Path) -> tuple[TrainConfig, Tokenizer, Path | None]:
             "encoder_conf.use_dynamic_chunk=True contradicts causal=False, which looks ahead: write false."
         )
     left, right = top["decoder"] is not None, top["decoder"] == "bitransformer"
+    decoder_model = renamed(decoder, f"{_LAYERS} reverse_layers=r_num_blocks {_DECODER}")
+    if not right:
+        decoder_model["reverse_layers"] = 0
+    if not left:
+        decoder_model |= {"layers": 0, "heads": encoder["attention_heads"]}
     plain = {
-        "model": {
-            "encoder": {
-                "layers": encoder["num_blocks"],
-                "width": encoder["output_size"],
-                "heads": encoder["attention_heads"],
-                "ffn_width": encoder["linear_units"],
-                "kernel": encoder["cnn_module_kernel"],
-                "causal": encoder["causal"],
-                "conv_norm": encoder["cnn_module_norm"],
-                "activation": encoder["activation_type"],
-                "dropout": encoder["dropout_rate"],
-                "position_dropout": encoder["positional_dropout_rate"],
-                "attention_dropout": encoder["attention_dropout_rate"],
-            },
-            "decoder": {
-                "layers": decoder["num_blocks"] if left else 0,
-                "reverse_layers": decoder["r_num_blocks"] if right else 0,
-                "heads": decoder["attention_heads"] if left else encoder["attention_heads"],
-                "ffn_width": decoder["linear_units"],
-                "activation": decoder["activation_type"],
-                "dropout": decoder["dropout_rate"],
-                "position_dropout": decoder["positional_dropout_rate"],
-                "self_attention_dropout": decoder["self_attention_dropout_rate"],
-                "cross_attention_dropout": decoder["src_attention_dropout_rate"],
-            },
-        },
+        "model": {"encoder": renamed(encoder, f"{_LAYERS} {_ENCODER}"), "decoder": decoder_model},
         "moe": moe_options(encoder, decoder if left else None),
-        "loss": {
-            "ctc_weight": loss["ctc_weight"],
-            "reverse_weight": loss["reverse_weight"],
-            "label_smoothing": loss["lsm_weight"],
-            "length_normalized": loss["length_normalized_loss"],
-        },
-        "chunk": {"dynamic": encoder["use_dynamic_chunk"], "dynamic_left": encoder["use_dynamic_left_chunk"]},
+        "loss": renamed(
+            loss,
+            "ctc_weight=ctc_weight reverse_weight=reverse_weight label_smoothing=lsm_weight "
+            "length_normalized=length_normalized_loss",
+        ),
+        "chunk": renamed(encoder, "dynamic=use_dynamic_chunk dynamic_left=use_dynamic_left_chunk"),
         "features": {
             "sample_rate": options(yaml, "dataset_conf.resample_conf")["resample_rate"],
-            "mel_bins": fbank["num_mel_bins"],
-            "frame_length_ms": fbank["frame_length"],
-            "frame_shift_ms": fbank["frame_shift"],
-            "window": fbank["window_type"],
-            "dither": fbank["dither"],
+            **renamed(
+                fbank,
+                "mel_bins=num_mel_bins frame_length_ms=frame_length frame_shift_ms=frame_shift window=window_type "
+                "dither=dither",
+            ),
         },
         "tokenizer": {"unit": tokenizer.unit.name, "vocab_size": len(tokenizer)},
         "data": {"error_unit": "char" if tokenizer.unit is TokenUnit.char else "word"},
@@ -240,6 +224,11 @@ def read_config(folder: Path) -> tuple[TrainConfig, Tokenizer, Path | None]:
     # Directories of WeNet 1 and 2 state the file alone.
     cmvn = options(yaml, "cmvn_conf")["cmvn_file"] if top["cmvn"] else top["cmvn_file"]
     return to_typed(TrainConfig, plain), tokenizer, None if cmvn is None else folder / Path(str(cmvn)).name
+
+
+def renamed(section: Mapping[str, Any], pairs: str) -> dict[str, Any]:
+    """Options of a section under our names; `pairs` reads "ours=theirs ours=theirs"."""
+    return {ours: section[theirs] for ours, theirs in (pair.split("=") for pair in pairs.split())}
 
 
 def moe_options(encoder: Mapping[str, Any], decoder: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -254,14 +243,10 @@ def moe_options(encoder: Mapping[str, Any], decoder: Mapping[str, Any] | None) -
             "decoder_conf.n_expert and n_expert_activated differ from those of encoder_conf, "
             "which cannot be imported: our models have equally many experts at every site."
         )
-    (num_experts, top_k) = shapes.pop()
+    num_experts, top_k = shapes.pop()
     if top_k == 1 < num_experts:
         raise InputError("n_expert_activated=1 cannot be imported: its router has no gradient; 2 or more can.")
-    return {
-        "placement": "both" if len(sparse) == 2 else next(iter(sparse)),
-        "num_experts": num_experts,
-        "top_k": top_k,
-    }
+    return {"placement": "both" if len(sparse) == 2 else next(iter(sparse)), "num_experts": num_experts, "top_k": top_k}
 
 
 def read_tokenizer(folder: Path, yaml: Mapping[str, Any]) -> Tokenizer:
