@@ -8,9 +8,12 @@ from moe_asr.config.inference import ExpertBackend, InferencePrecision
 from moe_asr.errors import InputError
 from moe_asr.models import inference
 from moe_asr.models.inference import prepare
+from moe_asr.models.u2pp import parameter_counts
 from moe_asr.modules import packed
 from moe_asr.modules.moe.experts import Experts, loop, sorted_rows
 from moe_asr.modules.packed import PackedLinear
+from moe_asr.modules.subsampling import ConvolutionalSubsampling, PackedSubsampling, pack_subsampling
+from moe_asr.tensors import Chunking
 
 ERROR = {InferencePrecision.fp32: 1e-5, InferencePrecision.bf16: 5e-2, InferencePrecision.int8: 2e-1}
 """Relative, in norm, of log probabilities of a random model, after all its layers."""
@@ -47,13 +50,52 @@ def test_a_prepared_model_says_the_same(model, batch, precision):
     kinds = {type(module) for name, module in model.named_modules() if "routers" in name and name.endswith("project")}
     assert kinds <= {nn.Linear}
     packs = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
-    assert ("encoder.layers.0.attention.qkv" in packs) == (precision is not InferencePrecision.fp32)
+    assert {"encoder.layers.0.attention.qkv", "ctc.output"} <= packs
+    assert isinstance(model.encoder.subsampling, PackedSubsampling)
     assert model.state_dict().keys() == state.keys()
     assert all(value.equal(state[key]) for key, value in model.state_dict().items())
     with_gradients = outputs(model, batch)[0]  # computed by the parameters themselves
     assert torch.allclose(with_gradients, expected[0], atol=1e-5)
     with_gradients.sum().backward()
     assert model.encoder.layers[0].attention.qkv.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("precision", list(InferencePrecision))
+def test_released_weights_are_not_needed_to_infer(make_model, batch, precision):
+    if not packed.supported(precision):
+        pytest.skip(f"no {precision} kernels on this machine")
+    model, small = make_model("per_layer").float(), make_model("per_layer").float()
+    prepare(model, precision)
+    prepare(small, precision, release=True)
+    with torch.inference_mode():
+        for one, two in zip(outputs(small, batch)[:2], outputs(model, batch)[:2], strict=True):
+            assert one.equal(two)
+        stream = small.encoder.start(2, Chunking(4))
+        output, _ = small.encoder.step(batch.features[:2].float(), batch.feature_lengths[:2], stream, small.routers)
+        assert output.frames.isfinite().all()
+    assert parameter_counts(small) == parameter_counts(model)
+    held = sum(parameter.untyped_storage().nbytes() for parameter in small.parameters())
+    assert held < 0.3 * sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+    assert outputs(small, batch)[0].isnan().any()  # with gradients
+
+
+@pytest.mark.parametrize("frames", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("precision", list(InferencePrecision))
+def test_a_packed_subsampling_computes_what_it_replaces(precision, frames):
+    if not packed.supported(precision):
+        pytest.skip(f"no {precision} kernels on this machine")
+    torch.manual_seed(0)
+    plain = ConvolutionalSubsampling(20, 24, 32).eval()
+    fast, features = copy.deepcopy(plain), torch.randn(3, 4 * frames + 5, 20)
+    pack_subsampling(fast, precision)
+    with torch.inference_mode():
+        found, expected = fast(features), plain(features)
+    assert found.shape == (3, frames, 24)
+    assert (found - expected).norm() / expected.norm() < {"fp32": 1e-6, "bf16": 1e-2, "int8": 4e-2}[precision]
+    with torch.no_grad():
+        fast.conv1.weight.mul_(2)
+        plain.conv1.weight.mul_(2)
+        assert fast(features).equal(plain(features))
 
 
 def test_new_weights_rule(make_model, batch):

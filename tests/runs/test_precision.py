@@ -14,6 +14,7 @@ from moe_asr.config.inference import ExpertBackend, InferencePrecision
 from moe_asr.errors import InputError
 from moe_asr.modules.moe.experts import Experts, loop
 from moe_asr.modules.packed import PackedLinear, supported
+from moe_asr.runs.checkpoint import build, load_checkpoint
 from moe_asr.runs.recognizer import Recognizer
 
 
@@ -22,9 +23,12 @@ def test_every_precision_hears_about_the_same(untrained, precision):
     if not supported(InferencePrecision(precision)):
         pytest.skip(f"no {precision} kernels on this machine")
     samples = torch.randn(16000, generator=torch.Generator().manual_seed(0)) * 0.1
-    plain = Recognizer.load(untrained, experts="loop")
+    checkpoint = load_checkpoint(untrained)
+    plain = Recognizer.of(build(checkpoint.config, checkpoint.tokenizer), checkpoint.tokenizer, checkpoint.config)
+    plain.model.load_state_dict(checkpoint.weights)
     recognizer = moe_asr.load(str(untrained), precision=precision)
-    assert any(isinstance(module, PackedLinear) for module in recognizer.model.modules()) == (precision != "fp32")
+    assert any(isinstance(module, PackedLinear) for module in recognizer.model.modules())
+    assert not any(isinstance(module, PackedLinear) for module in plain.model.modules())
     one, two = (each.encode([samples]).frames for each in (recognizer, plain))
     assert ((one - two).norm() / two.norm()).item() < {"fp32": 1e-5, "bf16": 5e-2, "int8": 1e-1}[precision]
     assert -100.0 < recognizer.transcribe(samples).hypothesis.score < 0.0

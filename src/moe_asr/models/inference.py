@@ -3,27 +3,40 @@
 from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import require
 from moe_asr.models.u2pp import AsrModel
-from moe_asr.modules.moe.experts import use_backend
+from moe_asr.modules.moe.experts import Experts, pack, use_backend
 from moe_asr.modules.packed import pack_linears, supported
+from moe_asr.modules.subsampling import ConvolutionalSubsampling, pack_subsampling
 
 
 def prepare(
     model: AsrModel,
     precision: InferencePrecision = InferencePrecision.fp32,
     experts: ExpertBackend = ExpertBackend.auto,
+    release: bool = False,
 ) -> None:
-    """Packs the experts, and below fp32 the other linear maps but those of routers and subsampling.
+    """On a CPU that has the kernels, packs all linear maps but the routers', the subsampling and the experts.
 
-    Call it once the model is on its device. State dict and gradients stay as they are. Raises InputError for what the
-    device cannot do.
+    Call it once the model is on its device. State dict and gradients stay as they are, unless `release` gives up the
+    memory of what was packed, so that the model does nothing but infer. Raises InputError for what the device cannot
+    do.
     """
     check_computing(precision, experts)
     on_cpu, fp32 = next(model.parameters()).is_cpu, precision is InferencePrecision.fp32
+    possible = on_cpu and supported(precision)
     if experts is ExpertBackend.auto:
-        experts = ExpertBackend.sorted if fp32 and not (on_cpu and supported(precision)) else ExpertBackend.packed
+        experts = ExpertBackend.sorted if fp32 and not possible else ExpertBackend.packed
     packed = experts is ExpertBackend.packed
     require(on_cpu or not packed, "Packed weights are for CPUs: write device=cpu, or precision=fp32 experts=sorted.")
-    use_backend(model, f"packed_{precision}" if packed else str(experts))
-    if not fp32:
-        # The subsampling lays out the weights of its projection itself.
-        pack_linears(model, precision, {*model.routers.modules(), *model.encoder.subsampling.modules()})
+    if not packed:
+        use_backend(model, str(experts))
+    subsampling = model.encoder.subsampling
+    for module in model.modules() if packed else ():
+        if isinstance(module, Experts):
+            module.backend = pack(module, precision, release)
+    if fp32 and not possible:
+        return
+    skipped = {*model.routers.modules()}
+    if isinstance(subsampling, ConvolutionalSubsampling):
+        skipped |= {*subsampling.modules()}
+        pack_subsampling(subsampling, precision, release)
+    pack_linears(model, precision, skipped, release)

@@ -68,14 +68,25 @@ class PackedLinear(nn.Linear):
         return self.packed(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
 
-def pack_linears(model: nn.Module, precision: InferencePrecision, skipped: Container[nn.Module]) -> None:
+def pack_linears(
+    model: nn.Module, precision: InferencePrecision, skipped: Container[nn.Module], release: bool = False
+) -> None:
     """Packs every nn.Linear of a model but those skipped. Raises InputError where the machine lacks the kernels."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module not in skipped:
             bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
-            module.packed, module.packed_from = pack_linear(module.weight, bias, precision), identity(module)
+            module.packed = pack_linear(module.weight, bias, precision)
+            if release:
+                give_up(module.weight)
+            module.packed_from = identity(module)
+
+
+def give_up(*weights: Tensor) -> None:
+    """Frees the memory of weights of which only the packed copy is needed; who reads them still, reads NaN."""
+    for weight in weights:
+        weight.data = weight.new_full((), torch.nan).expand(weight.shape)
 
 
 Identity = list[tuple[int, int]]
@@ -87,8 +98,8 @@ def identity(module: nn.Module) -> Identity:
 
 
 def bucket(rows: int) -> int:
-    """The number of rows to compute instead, at most an eighth more: oneDNN compiles a kernel for each number."""
-    step = 1 << max(0, (rows - 1).bit_length() - 4)
+    """The number of rows to compute instead, at most an eighth and 7 more: oneDNN compiles a kernel for each number."""
+    step = min(8, 1 << max(0, (rows - 1).bit_length() - 4))
     return -(-rows // step) * step
 
 

@@ -2,15 +2,21 @@
 
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.model import EncoderConfig, Subsampling
+from moe_asr.modules.packed import AFTER_ACTIVATION, Identity, Linear, give_up, identity, pack_linear
 
 FACTOR = 4
 """Feature frames per frame."""
 OVERLAP = {Subsampling.conv2d: 3, Subsampling.stack: 0}
 """Feature frames that two neighbouring windows share: n frames are made of ``FACTOR * n + OVERLAP``."""
+
+BLOCK = 16
+"""Frames that a packed subsampling works on at once, so that patches stay in the cache."""
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -34,14 +40,54 @@ class ConvolutionalSubsampling(nn.Module):
         self.project = nn.Linear(channels * (((mel_bins - 1) // 2 - 1) // 2), width)
 
     def forward(self, features: Tensor) -> Tensor:
+        x = self.conv2(self._first(features).permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)  # (B,N,F',d)
+        return F.linear(x.flatten(2), self._projection(), self.project.bias)
+
+    def _first(self, features: Tensor) -> Tensor:
+        """(B,T,F) -> (B,T',F',d)."""
         # One input channel makes a poor convolution but a good matrix product, whose output is channels-last:
         # the layout in which the second convolution and the projection need no copy. Twice as fast on CPUs.
         patches = features.unfold(1, 3, 2).unfold(2, 3, 2).flatten(-2)
-        x = F.linear(patches, self.conv1.weight.flatten(1), self.conv1.bias).relu().permute(0, 3, 1, 2)
-        x = self.conv2(x).relu().permute(0, 2, 3, 1)  # (B, N, F', d)
-        # The projection expects channel-major inputs; permuting its weight is cheaper than permuting x.
-        weight = self.project.weight.unflatten(1, (-1, x.shape[2])).transpose(1, 2).flatten(1)
-        return F.linear(x.flatten(2), weight, self.project.bias)
+        return F.linear(patches, self.conv1.weight.flatten(1), self.conv1.bias).relu_()
+
+    def _projection(self) -> Tensor:
+        """The weight of the projection, which expects channel-major inputs, for channels-last ones."""
+        return self.project.weight.unflatten(1, (self.conv2.out_channels, -1)).transpose(1, 2).flatten(1)
+
+
+class PackedSubsampling(ConvolutionalSubsampling):
+    """What `pack_subsampling` makes of one in place: parameters are the same, and rule as in a `PackedLinear`.
+
+    The second convolution is a packed linear map of patches, some frames at a time.
+    """
+
+    packed: tuple[Linear, Linear]
+    packed_from: Identity
+
+    def forward(self, features: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or identity(self) != self.packed_from:
+            return super().forward(features)
+        second, third = self.packed
+        frames, step = frame_lengths(features.shape[1], Subsampling.conv2d), max(1, BLOCK // len(features))
+        blocks = []
+        for first in range(0, frames, step):
+            window = features[:, FACTOR * first : FACTOR * min(first + step, frames) + OVERLAP[Subsampling.conv2d]]
+            patches = self._first(window).unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3)  # (B,N,F',3,3,d)
+            x = second(patches.flatten(3).flatten(0, 2))
+            blocks.append(third(x.view(patches.shape[0] * patches.shape[1], -1)).view(*patches.shape[:2], -1))
+        return torch.cat(blocks, 1)
+
+
+def pack_subsampling(module: ConvolutionalSubsampling, precision: InferencePrecision, release: bool = False) -> None:
+    """Raises InputError where the machine lacks the kernels."""
+    weight = module.conv2.weight.permute(0, 2, 3, 1).flatten(1)
+    second = pack_linear(weight, module.conv2.bias, precision, F.relu, AFTER_ACTIVATION)
+    third = pack_linear(module._projection(), module.project.bias, precision, negative_share=AFTER_ACTIVATION)
+    if release:
+        give_up(module.conv2.weight, module.project.weight)
+    module.__class__ = PackedSubsampling
+    assert isinstance(module, PackedSubsampling)
+    module.packed, module.packed_from = (second, third), identity(module)
 
 
 class FrameStacking(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
 from moe_asr.modules.dropout import Dropout
-from moe_asr.modules.packed import AFTER_ACTIVATION, compile_kernels, identity, pack_linear
+from moe_asr.modules.packed import AFTER_ACTIVATION, compile_kernels, give_up, identity, pack_linear
 
 
 class Experts(nn.Module):
@@ -114,12 +114,12 @@ def grouped(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor)
     return torch.zeros_like(rows).index_add(0, row, y.to(rows.dtype))
 
 
-def pack(experts: Experts, precision: InferencePrecision) -> Backend:
+def pack(experts: Experts, precision: InferencePrecision, release: bool = False) -> Backend:
     """Lays the weights out for inference on a CPU, as they are now: once they change, `sorted_rows` takes over.
 
-    So it does where gradients are wanted. Raises InputError where the machine lacks the kernels.
+    So it does where gradients are wanted. release: the weights themselves are given up. Raises InputError where the
+    machine lacks the kernels.
     """
-    packed_from = identity(experts)
     _, hidden, width = experts.w_in.shape
     compile_kernels(hidden, width, precision, experts.activation)
     compile_kernels(width, hidden, precision)
@@ -131,6 +131,9 @@ def pack(experts: Experts, precision: InferencePrecision) -> Backend:
         )
         for w_in, b_in, w_out, b_out in experts.networks()
     ]
+    if release:
+        give_up(*experts.parameters())
+    packed_from = identity(experts)
 
     def feed_forward(expert: int, x: Tensor) -> Tensor:
         linear_in, linear_out = networks[expert]
