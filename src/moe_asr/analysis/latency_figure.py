@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 470, 400, 62, 70, 14, 50
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 570, 400, 62, 70, 14, 50
 COLOURS = {
     "ctc_greedy": "#0072B2",
     "ctc_prefix_beam": "#E69F00",
@@ -57,25 +57,26 @@ def latency_figure(results: dict[str, Any]) -> str:
         raise InputError("there is nothing to draw: evaluate with latency=true.")
     points = [point for panel in panels.values() for point in panel]
     x = Axis([p["x"] for p in points], 0.25, LEFT, WIDTH - RIGHT, SECONDS)
-    y = Axis([p["y"] for p in points], 2.0, HEIGHT - BOTTOM, TOP, PERCENT)
+    y = Axis([rate for p in points for rate in (p["y"], *p["bar"])], 2.0, HEIGHT - BOTTOM, TOP, PERCENT)
     largest = results["largest_trained_chunk"]
     drawn = "".join(
         f'<g transform="translate({WIDTH * i},0)">{_panel(name, panel, x, y, largest)}</g>'
         for i, (name, panel) in enumerate(panels.items())
     )
-    width = max(WIDTH * len(panels), 700)
     keys = (*(mode for mode in COLOURS if any(p["mode"] == mode for p in points)),)
     legend = "".join(
-        f'<path d="{SHAPES[mode]}" transform="translate({LEFT + 150 * i},{HEIGHT + 8})" fill="{COLOURS[mode]}"/>'
-        + _text(LEFT + 10 + 150 * i, HEIGHT + 12, mode.replace("_", " "))
+        f'<path d="{SHAPES[mode]}" transform="translate({LEFT + 125 * i},{HEIGHT + 8})" fill="{COLOURS[mode]}"/>'
+        + _text(LEFT + 10 + 125 * i, HEIGHT + 12, mode.replace("_", " "))
         for i, mode in enumerate(keys)
     )
-    beyond = f"; hollow: chunk above {largest}, beyond training" if largest else ""
-    note = f"large: all left context, with 95 % interval; small: limited{beyond}; grey: no point is better in both"
+    beyond = f"hollow: chunk above {largest}, beyond training; " if largest else ""
+    notes = ("large: all left context, with 95 % interval; small: limited", f"{beyond}grey: no point is better in both")
+    lines = "".join(_text(LEFT - 6, HEIGHT + 32 + 16 * i, note) for i, note in enumerate(notes))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT + 42}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(panels)}" height="{HEIGHT + 58}" '
+        f'font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/>{drawn}{legend}'
-        f"{_text(LEFT - 6, HEIGHT + 32, note)}</svg>\n"
+        f"{lines}</svg>\n"
     )
 
 
@@ -106,7 +107,7 @@ def _panel(name: str, points: list[dict[str, Any]], x: Axis, y: Axis, largest: i
     for p in points:
         colour, whole = COLOURS[p["mode"]], p["left"] is None or p["chunk"] is None
         if whole and p["bar"]:
-            low, high = (min(max(y(bound), TOP), HEIGHT - BOTTOM) for bound in p["bar"])
+            low, high = map(y, p["bar"])
             parts.append(f'<path d="M{x(p["x"]):.1f},{low:.1f}V{high:.1f}" stroke="{colour}" stroke-opacity="0.4"/>')
         hollow = largest is not None and p["chunk"] is not None and p["chunk"] > largest
         fill, scale = "white" if hollow else colour, 1 if whole else 0.55
