@@ -71,13 +71,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_run_ends_as_if_it_had_not_been(digits: Path, tmp_path: Path, workers: int) -> None:
-    option = f"batch.workers={workers}"
+@pytest.mark.parametrize(
+    ("option", "kills"), [("batch.workers=0", 2), ("batch.workers=2", 2), ("trainer.devices=2", 1)]
+)
+def test_killed_run_ends_as_if_it_had_not_been(digits: Path, tmp_path: Path, option: str, kills: int) -> None:
     whole, broken = (command(digits, tmp_path / name, option) for name in ("whole", "broken"))
     finish(whole)
-    rng = random.Random(workers)
-    for _ in range(2):
+    rng = random.Random(option)
+    for _ in range(kills):
         kill_after_recovery(broken, tmp_path / "broken" / "run", rng.uniform(0.0, 0.2))
     assert not (tmp_path / "broken" / "run" / "results.json").exists(), "killed too late to show anything"
     finish(broken)
