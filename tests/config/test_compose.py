@@ -117,6 +117,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "model.encoder.kernel": 17,
     "model.encoder.conv_norm": "layer_norm",
     "lefts": [2, None],
+    "chunks": [8, None],
     "experts": "packed",
     "optim.betas": [0.8, 0.9],
     "model.encoder.cape_scale": 1.2,
@@ -147,6 +148,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "augment.reverb_seconds": [0.3, 0.6],
     "augment.babble_db": [0.0, 9.0],
     "augment.noise_db": [-5.0, 9.0],
+    "domains.recipe": "digits",
     "compose.seconds": [2.0, 20.0],
     "compose.pause": [0.0, 0.5],
 }

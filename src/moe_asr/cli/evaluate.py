@@ -1,5 +1,7 @@
 """`moe-asr evaluate RUN`: error rates with intervals, RTF and hypotheses of a trained model."""
 
+from typing import Any
+
 from moe_asr.config.commands import EvaluateConfig
 
 CONFIG = EvaluateConfig
@@ -16,8 +18,12 @@ def run(config: EvaluateConfig) -> None:
     from moe_asr.analysis.evaluation import evaluate_splits
     from moe_asr.analysis.forcing import forced
     from moe_asr.analysis.latency_figure import latency_figure
-    from moe_asr.config.compose import to_plain
+    from moe_asr.config.compose import compose_config, groups, to_plain
+    from moe_asr.config.prepare import Corpus
+    from moe_asr.config.program import TrainConfig
+    from moe_asr.data.manifest import read_card
     from moe_asr.errors import InputError
+    from moe_asr.measure.domains import domain_lines, domain_means, read_results
     from moe_asr.measure.normalize import normalizer
     from moe_asr.measure.table import results_table
     from moe_asr.runs.directory import environment, write_json
@@ -34,10 +40,20 @@ def run(config: EvaluateConfig) -> None:
     if config.tuned and config.modes:
         raise InputError("tuned=true has the weights of one mode: write decode.mode, not modes.")
     decode, receipt = with_tuned(config.decode, config.run) if config.tuned else (config.decode, None)
+    other = config.data or trained.data.path
+    named = config.data in groups()["data"] and not Path(other).is_dir()
+    corpus = compose_config("train", TrainConfig, [f"data={other}"]).data if named else trained.data
+    path = corpus.path if named else other
+    suite = read_card(path).name == Corpus.domains
+    if config.against and not suite:
+        raise InputError(
+            f"against= compares suites of domains, which {path} is none of; see `moe-asr prepare domains`."
+        )
+    others = read_results(config.against) if config.against else None
     data = dataclasses.replace(
         trained.data,
-        path=config.data or trained.data.path,
-        test=config.sets or trained.data.test,
+        path=path,
+        test=config.sets or (list(read_card(path).splits) if suite else corpus.test),
         normalizer=config.normalizer or trained.data.normalizer,
     )
     moment = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -50,7 +66,7 @@ def run(config: EvaluateConfig) -> None:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
     asked = dataclasses.replace(trained, data=data)
     streams = (config.streams or sys.maxsize) if config.latency else 0
-    results = {
+    results: dict[str, Any] = {
         "test": evaluate_splits(recognizer, asked, data.test, decode, folder, config.modes, config.lefts, streams),
         "data": data.path,
         "routing": to_plain(config.routing) if config.routing.choose else None,
@@ -60,8 +76,10 @@ def run(config: EvaluateConfig) -> None:
         "experts": config.experts,
         **environment(),
     }
+    if suite:
+        results["domains"] = domain_means(results["test"], others)
     write_json(folder / "results.json", results)
     if config.figure:
         Path(config.figure).write_text(latency_figure(results), encoding="utf8")
-    print(results_table(results))
+    print("\n".join([results_table(results), *domain_lines(results.get("domains", {}))]))
     print(f"results: {folder}")

@@ -19,9 +19,11 @@ class EvaluateConfig:
     run: str = MISSING
     """A run directory or a checkpoint."""
     data: str | None = None
-    """A prepared corpus; null = that of the run."""
+    """A prepared corpus: its folder, or a name of configs/data such as domains; null = that of the run."""
     sets: list[str] | None = None
-    """Splits of the corpus; null = the run's test sets."""
+    """Splits of the corpus; null = the run's test sets, or those of the name, or all domains of a suite."""
+    against: str | None = None
+    """Results of another run on the same suite of domains, whose mean error rates divide these."""
     normalizer: str | None = None
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     tuned: bool = False

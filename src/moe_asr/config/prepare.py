@@ -6,7 +6,7 @@ from enum import StrEnum
 from omegaconf import MISSING
 
 from moe_asr.config.model import require
-from moe_asr.config.synthetic import SyntheticConfig
+from moe_asr.config.synthetic import Recipe, SyntheticConfig
 
 
 class Corpus(StrEnum):
@@ -19,6 +19,8 @@ class Corpus(StrEnum):
     jsonl = "jsonl"
     compose = "compose"
     """A prepared corpus with its utterances joined to long recordings."""
+    domains = "domains"
+    """The robustness suite: test sets of new voices, fast, slow, in noise and rooms, with accents, ..."""
 
 
 @dataclass
@@ -88,12 +90,38 @@ class ComposeConfig:
 
 
 @dataclass
+class DomainsConfig:
+    """Ten test sets of the same sentences; what is done to them is fixed, and stated in the corpus' card."""
+
+    recipe: Recipe = Recipe.digits
+    """digits or grammar; with seed= that of the training corpora, neither voices nor sentences are in those."""
+    utterances: int = 1500
+    """Of each domain; those of `long` are joined to recordings of 30 to 120 s."""
+    voices: int = 40
+    fsdd: str | None = None
+    """A corpus made by `prepare fsdd`: its test strings become an eleventh domain, real speech."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.recipe in (Recipe.digits, Recipe.grammar),
+            f"domains.recipe={self.recipe} has no domains; write digits or grammar.",
+        )
+        require(
+            self.fsdd is None or self.recipe is Recipe.digits, "domains.fsdd are digits; write domains.recipe=digits."
+        )
+        require(
+            1 <= self.voices <= self.utterances,
+            f"domains.voices={self.voices} must lie between 1 and domains.utterances={self.utterances}.",
+        )
+
+
+@dataclass
 class PrepareConfig:
     corpus: Corpus = MISSING
     source: str = ""
     """Where the corpus lies: a folder, or for jsonl also a file."""
     out: str | None = None
-    """Folder of the prepared corpus; null = data/<corpus>, or data/<recipe> for synthetic."""
+    """Folder of the prepared corpus; null = data/<corpus>, data/<recipe> (synthetic), data/domains[-grammar]."""
     overwrite: bool = False
     """Replace what was prepared there with other options."""
     lower: bool = False
@@ -110,6 +138,7 @@ class PrepareConfig:
     speechocean762: Speechocean762Config = field(default_factory=Speechocean762Config)
     kaldi: KaldiConfig = field(default_factory=KaldiConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
+    domains: DomainsConfig = field(default_factory=DomainsConfig)
 
     def __post_init__(self) -> None:
         seed = self.synthetic.seed
@@ -118,4 +147,6 @@ class PrepareConfig:
 
     @property
     def folder(self) -> str:
-        return self.out or f"data/{self.synthetic.recipe if self.corpus is Corpus.synthetic else self.corpus}"
+        grammar = "-grammar" if self.domains.recipe is Recipe.grammar else ""
+        name = {Corpus.synthetic: self.synthetic.recipe, Corpus.domains: f"domains{grammar}"}.get(self.corpus)
+        return self.out or f"data/{name or self.corpus}"

@@ -10,11 +10,14 @@ from typing import Any
 from lhotse.cut import Cut
 
 from moe_asr.config.prepare import Corpus, PrepareConfig
+from moe_asr.config.synthetic import Engine
 from moe_asr.data import prepare_layouts as layouts
 from moe_asr.data.manifest import Card, building, config_hash, read_card, write_card, write_problems, write_split
 from moe_asr.data.prepare_audit import Audit
 from moe_asr.data.prepare_compose import compose
+from moe_asr.data.prepare_domains import domains, stated
 from moe_asr.data.prepare_fsdd import fsdd
+from moe_asr.data.synthetic.corpus import LICENCES, NO_CLAIM
 from moe_asr.data.synthetic.espeak import phonemize
 from moe_asr.errors import InputError
 
@@ -47,6 +50,11 @@ class _Kind:
     licence: str = "that of the corpus"
     lower: bool = False
     normalizer: str = "as given"
+    source: bool = True
+    """Made of something that lies on disk."""
+    notes: tuple[str, ...] = ()
+    stated: Callable[[PrepareConfig], dict[str, Any]] = lambda _: {}
+    """What else decides what the corpus becomes."""
 
 
 def _items(layout: Callable[[PrepareConfig], Mapping[str, layouts.Items]]) -> Read:
@@ -63,6 +71,9 @@ KINDS = {
     Corpus.kaldi: _Kind(_items(layouts.kaldi)),
     Corpus.jsonl: _Kind(_items(layouts.jsonl)),
     Corpus.compose: _Kind(compose),
+    Corpus.domains: _Kind(
+        domains, LICENCES[Engine.espeak], normalizer="as said", source=False, notes=(NO_CLAIM,), stated=stated
+    ),
 }
 
 
@@ -77,13 +88,13 @@ def prepare(config: PrepareConfig) -> Summary:
     kind = KINDS[config.corpus]
     if config.phones and config.corpus is Corpus.fsdd:
         raise InputError("phones= is for recorded sentences; the strings of fsdd are composed of words: leave it out.")
-    if not config.source:
+    if kind.source and not config.source:
         raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
     source, folder, lower = Path(config.source).absolute(), Path(config.folder), kind.lower or config.lower
     if not source.exists():
         raise InputError(f"source={config.source} does not exist; give the place where the corpus was unpacked.")
     made_of = read_card(source) if config.corpus is Corpus.compose else None
-    options = _options(config, source, made_of)
+    options = _options(config, source, made_of) | kind.stated(config)
     if (folder / "corpus.json").is_file() and not config.overwrite:
         card = read_card(folder)
         if card.config_hash == config_hash(options):
@@ -100,12 +111,12 @@ def prepare(config: PrepareConfig) -> Summary:
             raise InputError(f"{source} has no usable utterance, check source= and the corpus{first}.")
         for name in empty:
             (unfinished / f"{name}.jsonl.gz").unlink()
-        notes = [*(made_of.notes if made_of else ()), *(f"{name} has no usable utterance" for name in empty)]
+        notes = [*(made_of.notes if made_of else kind.notes), *(f"{name} has no usable utterance" for name in empty)]
         if audit.multichannel:
             notes.append(f"{audit.multichannel} utterances have several channels, which are averaged when read")
         card = Card(
             name=config.corpus.value,
-            source=str(source),
+            source=options["source"],
             splits={name: size for name, size in sizes.items() if size.utterances},
             config=options,
             config_hash=config_hash(options),
@@ -133,7 +144,7 @@ def _with_phones(cuts: Iterable[Cut], accent: str | None) -> Iterable[Cut]:
 
 def _options(config: PrepareConfig, source: Path, made_of: Card | None) -> dict[str, Any]:
     """The options that decide what the corpus becomes, as plain values (not its place nor the threads)."""
-    options = {"corpus": config.corpus.value, "source": str(source)}
+    options = {"corpus": config.corpus.value, "source": str(source) if config.source else "synthetic speech"}
     options |= {"made_of": made_of.config_hash} if made_of else {}
     plain, kept = dataclasses.asdict(config), ("seed", "lower", "phones", "decode_check", config.corpus.value)
     return options | {k: plain[k] for k in kept if k in plain}

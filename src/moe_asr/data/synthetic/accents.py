@@ -9,10 +9,8 @@ from moe_asr.data.synthetic.espeak import VARIANTS, EspeakVoice
 from moe_asr.data.synthetic.render import Phone, Speech
 
 # Characters of IPA -> espeak-ng's names of phonemes that all languages below have. Length and vowel quality go.
-_PLAIN = dict(
-    pair.split(":")
-    for pair in "ɹ:r ɾ:t ŋ:N ɡ:g ʃ:S ʒ:Z θ:T ð:D æ:a ɑ:a ɒ:o ɔ:o ɛ:e ɜ:e ə:a ɐ:a ɚ:er ɪ:i ʊ:u ʌ:a ᵻ:i".split()
-) | {letter: letter for letter in "abdefhijklmnoprstuvwz"}
+_PLAIN = {letter: letter for letter in "abdefhijklmnoprstuvwz"} | {"ɚ": "er"}
+_PLAIN |= dict(zip("ɹɾŋɡʃʒθðæɑɒɔɛɜəɐɪʊʌᵻ", "rtNgSZTDaaooeeaaiuai", strict=True))
 # What the accent makes of a sound that the language lacks.
 FOREIGN = {
     "de": "T:s D:z w:v",

@@ -28,6 +28,7 @@ LICENCES = {
     Engine.espeak: "Speech made by the separate program espeak-ng (GPL-3.0-or-later), which is no part of it.",
     Engine.formant: "Speech made by this program.",
 }
+NO_CLAIM = "Synthetic speech: error rates on it say nothing about real speech."
 REMEDY = "install it with `pip install 'moe-asr[synthetic]'`"
 
 
@@ -93,7 +94,7 @@ def generate(
             config_hash=identity,
             licence=LICENCES[config.engine],
             normalizer="lower case, no punctuation",
-            notes=("Synthetic speech: error rates on it say nothing about real speech.", *notes),
+            notes=(NO_CLAIM, *notes),
         )
         manifest.write_card(partial, card)
     return Made(card, True, tuple(notes))
