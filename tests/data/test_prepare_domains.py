@@ -136,12 +136,16 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         prepare(options(tmp_path / "many", voices=400, utterances=400))
     with pytest.raises(InputError, match="holds no prepared corpus"):
         prepare(options(tmp_path / "none", fsdd=str(tmp_path)))
+    with pytest.raises(InputError, match="leave source=data out"):
+        prepare(PrepareConfig(Corpus.domains, "data"))
     monkeypatch.setattr(espeak, "available", lambda: False)
     with pytest.raises(InputError, match="espeak-ng, which is not installed"):
         prepare(options(tmp_path / "none"))
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_are_named_by_recipe() -> None:
+def test_folders_are_named_by_recipe_and_missing_ones_name_their_command(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`moe-asr prepare domains recipe=grammar out="):
+        read_card(tmp_path / "domains-grammar")
     assert PrepareConfig(Corpus.domains).folder == "data/domains"
     assert PrepareConfig(Corpus.domains, domains=DomainsConfig(recipe=Recipe.grammar)).folder == "data/domains-grammar"

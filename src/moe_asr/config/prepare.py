@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -19,6 +20,8 @@ class Corpus(StrEnum):
     jsonl = "jsonl"
     compose = "compose"
     """A prepared corpus with its utterances joined to long recordings."""
+    lhotse = "lhotse"
+    """Any corpus that lhotse has a recipe for: TED-LIUM, AMI, Common Voice, ..."""
     domains = "domains"
     """The robustness suite: test sets of new voices, fast, slow, in noise and rooms, with accents, ..."""
 
@@ -90,6 +93,15 @@ class ComposeConfig:
 
 
 @dataclass
+class LhotseConfig:
+    name: str = "cuts"
+    """Of the recipe, as in lhotse.recipes.prepare_<name>: ami, chime6, commonvoice, fleurs, switchboard, tedlium,
+    voxpopuli, ...; cuts = a folder of lhotse's manifests of cuts, as those of Libriheavy."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the recipe, e.g. {mic: sdm, annotations_dir: DIR}; without the latter some download."""
+
+
+@dataclass
 class DomainsConfig:
     """Ten test sets of the same sentences; what is done to them is fixed, and stated in the corpus' card."""
 
@@ -121,7 +133,7 @@ class PrepareConfig:
     source: str = ""
     """Where the corpus lies: a folder, or for jsonl also a file."""
     out: str | None = None
-    """Folder of the prepared corpus; null = data/<corpus>, data/<recipe> (synthetic), data/domains[-grammar]."""
+    """Folder of the prepared corpus; null = data/<corpus>, data/<recipe> (synthetic), data/<name> (lhotse)."""
     overwrite: bool = False
     """Replace what was prepared there with other options."""
     lower: bool = False
@@ -138,6 +150,7 @@ class PrepareConfig:
     speechocean762: Speechocean762Config = field(default_factory=Speechocean762Config)
     kaldi: KaldiConfig = field(default_factory=KaldiConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
+    lhotse: LhotseConfig = field(default_factory=LhotseConfig)
     domains: DomainsConfig = field(default_factory=DomainsConfig)
 
     def __post_init__(self) -> None:
@@ -148,5 +161,6 @@ class PrepareConfig:
     @property
     def folder(self) -> str:
         grammar = "-grammar" if self.domains.recipe is Recipe.grammar else ""
-        name = {Corpus.synthetic: self.synthetic.recipe, Corpus.domains: f"domains{grammar}"}.get(self.corpus)
-        return self.out or f"data/{name or self.corpus}"
+        names = {Corpus.synthetic: self.synthetic.recipe, Corpus.domains: f"domains{grammar}"}
+        names[Corpus.lhotse] = "lhotse" if self.lhotse.name == "cuts" else self.lhotse.name
+        return self.out or f"data/{names.get(self.corpus, self.corpus)}"

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy
 from lhotse import AudioSource, Recording
+from lhotse.audio.backend import LibsndfileBackend, set_current_audio_backend
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
@@ -32,6 +33,9 @@ from moe_asr.config.prepare import Corpus
 from moe_asr.config.synthetic import Recipe
 from moe_asr.errors import InputError
 from moe_asr.features.audio import mix_down, resample
+
+# The reader of `features.audio` is that of corpora, too; lhotse's own guess wants a further program for SPHERE files.
+set_current_audio_backend(LibsndfileBackend())
 
 
 @dataclass(frozen=True)
@@ -250,5 +254,7 @@ def _command(folder: Path) -> str:
     """What makes a corpus, guessed from the folder that `prepare` would give it."""
     if folder.name in (recipe.value for recipe in Recipe):
         return f"moe-asr prepare synthetic recipe={folder.name} out={folder}"
+    if folder.name in ("domains", "domains-grammar"):
+        return f"moe-asr prepare domains recipe={'grammar' if '-' in folder.name else 'digits'} out={folder}"
     corpus = folder.name if folder.name in (corpus.value for corpus in Corpus) else "CORPUS"
     return f"moe-asr prepare {corpus} source=DIR out={folder}"

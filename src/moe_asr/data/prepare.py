@@ -17,6 +17,7 @@ from moe_asr.data.prepare_audit import Audit
 from moe_asr.data.prepare_compose import compose
 from moe_asr.data.prepare_domains import domains, stated
 from moe_asr.data.prepare_fsdd import fsdd
+from moe_asr.data.prepare_lhotse import lhotse
 from moe_asr.data.synthetic.corpus import LICENCES, NO_CLAIM
 from moe_asr.data.synthetic.espeak import phonemize
 from moe_asr.errors import InputError
@@ -71,6 +72,7 @@ KINDS = {
     Corpus.kaldi: _Kind(_items(layouts.kaldi)),
     Corpus.jsonl: _Kind(_items(layouts.jsonl)),
     Corpus.compose: _Kind(compose),
+    Corpus.lhotse: _Kind(lhotse),
     Corpus.domains: _Kind(
         domains, LICENCES[Engine.espeak], normalizer="as said", source=False, notes=(NO_CLAIM,), stated=stated
     ),
@@ -90,6 +92,10 @@ def prepare(config: PrepareConfig) -> Summary:
         raise InputError("phones= is for recorded sentences; the strings of fsdd are composed of words: leave it out.")
     if kind.source and not config.source:
         raise InputError(f"where is the corpus? Write `moe-asr prepare {config.corpus.value} source=DIR`.")
+    if config.source and not kind.source:
+        raise InputError(
+            f"{config.corpus.value} is made of nothing that lies on disk; leave source={config.source} out."
+        )
     source, folder, lower = Path(config.source).absolute(), Path(config.folder), kind.lower or config.lower
     if not source.exists():
         raise InputError(f"source={config.source} does not exist; give the place where the corpus was unpacked.")
