@@ -1,9 +1,12 @@
 """The machine's limits."""
 
+import sys
+
 import pytest
+import torch
 
 from moe_asr.measure import machine
-from moe_asr.measure.machine import Peaks, measure_peaks
+from moe_asr.measure.machine import Peaks, growth, measure_peaks
 
 
 def test_the_limit_is_the_longer_of_computing_and_reading() -> None:
@@ -31,3 +34,17 @@ def test_the_peak_is_the_best_try_of_the_best_way(monkeypatch: pytest.MonkeyPatc
 def test_every_way_to_multiply_works_here(precision: str) -> None:
     for work in machine._products(precision, 32, 64, 48):
         assert work().shape == (32, 48)  # type: ignore[attr-defined]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from Linux' /proc")
+def test_memory_that_is_kept_and_that_is_only_borrowed() -> None:
+    size = 2**26
+
+    def work() -> torch.Tensor:
+        borrowed = torch.ones(3 * size // 4)
+        return borrowed[: size // 4].clone()
+
+    kept, after, peak = growth(work)
+    assert kept.sum() == size // 4
+    assert after == pytest.approx(size, rel=0.2)
+    assert peak == pytest.approx(4 * size, rel=0.2)

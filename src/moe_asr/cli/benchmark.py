@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from moe_asr.config.benchmark import BenchmarkConfig, Kind, quickened
 
 if TYPE_CHECKING:
+    from moe_asr.analysis.headline import Row as ModelRow
     from moe_asr.measure.layer import Row
     from moe_asr.measure.profile import Profile
     from moe_asr.measure.timing import Spread
@@ -19,6 +20,7 @@ def run(config: BenchmarkConfig) -> None:
 
     import torch
 
+    from moe_asr.analysis.headline import headline
     from moe_asr.config.compose import to_plain
     from moe_asr.errors import InputError
     from moe_asr.measure.layer import layer_rows
@@ -44,6 +46,13 @@ def run(config: BenchmarkConfig) -> None:
         profiled = profile(config, peaks)
         print(_profile_table(profiled))
         results = asdict(profiled)
+    elif config.kind is Kind.rtf:
+        print(f"from samples to text; choice={config.choice}; ratios are to {config.models[0]}")
+        found = []
+        for group in headline(config, peaks):
+            found += group
+            print(_model_table(group), flush=True)
+        results = {"rows": [asdict(row) for row in found]}
     else:
         rows = layer_rows(config, peaks)
         print(_layer_table(rows))
@@ -82,6 +91,33 @@ def _layer_table(rows: "Sequence[Row]") -> str:
         case = [row.routing, f"{row.frames}", f"{row.experts:.1f}", row.backend]
         cells.append([*case, *_ms(row.seconds), *ratios, *limits])
     return _table(head, cells)
+
+
+def _model_table(rows: "Sequence[ModelRow]") -> str:
+    """Of one precision: the models, what they cost, and the latency of streams."""
+    sizes, costs, streams = [], [], []
+    for row in {row.model: row for row in rows}.values():
+        peak = max(other.peak for other in rows if other.model == row.model)
+        counts = (f"{count / 1e6:.1f}" for count in (row.parameters, row.active))
+        memory = (f"{size / 2**30:.2f}" for size in (row.resident, peak))
+        sizes.append([row.model, row.backend or "-", *counts, f"{row.prepare_seconds:.1f}", *memory])
+    for row in rows:
+        way = [row.model, row.precision, row.mode, f"{row.chunk or 'full'}"]
+        speed = [f"{row.rtf.median:.4f}", f"{row.rtf.first:.4f}-{row.rtf.third:.4f}", f"{row.wall_rtf.median:.4f}"]
+        work = ["-", "-"]
+        if row.flops is not None and row.limit is not None:
+            work = [f"{row.flops / 1e9:.1f}", f"{row.limit / row.rtf.median:.2f}"]
+        experts = "-" if row.experts is None else f"{row.experts:.1f}"
+        wer = "-" if row.wer is None else f"{100 * row.wer:.2f} %"
+        costs.append([*way, *speed, f"{row.ratio:.2f}", *work, experts, f"{row.tokens:.0f}", wer])
+        if row.streamed:
+            streams.append([*way, *(f"{1e3 * seconds:.0f}" for seconds in vars(row.streamed).values())])
+    way = ["model", "precision", "mode", "chunk"]
+    cost = ["RTF", "quartiles", "wall", "ratio", "GFLOP/s", "efficiency", "experts", "tokens", "WER"]
+    latency = ["first ms", "chunk p50", "p90", "p99", "final ms"]
+    tables = [_table(["model", "experts", "M parameters", "active", "prepare s", "GiB", "peak GiB"], sizes)]
+    tables.append(_table([*way, *cost], costs))
+    return "\n".join([*tables, *([_table([*way, *latency], streams)] if streams else [])])
 
 
 def _ms(seconds: "Spread") -> list[str]:

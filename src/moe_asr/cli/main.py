@@ -28,7 +28,7 @@ COMMANDS = {
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "tune": Command("RUN", "the weights of a decode mode, chosen on dev and kept in the run", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
-    "benchmark": Command("profile|layer", "speed of a model's parts, or of an MoE layer's backends", ("kind",)),
+    "benchmark": Command("rtf|profile|layer", "speed of models, of a model's parts, or of MoE backends", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
     "trace": Command("RUN", "which experts the routers choose for every frame of a corpus, as arrays", ("run",)),
     "inspect": Command("", "the model as a table, without training it"),

@@ -5,12 +5,24 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from moe_asr.config.decode import DecodeMode
+from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import LossConfig, ModelConfig, MoEConfig, RouterConfig, require
 
 
 class Kind(StrEnum):
     profile = "profile"
     layer = "layer"
+    rtf = "rtf"
+
+
+class Choice(StrEnum):
+    """Which experts a frame visits, and so how many weights a chunk needs."""
+
+    own = "own"
+    """Those of the model's routers, which in presets are random."""
+    balanced = "balanced"
+    """Drawn uniformly for every frame: the most memory traffic."""
 
 
 @dataclass
@@ -42,10 +54,10 @@ class LayerConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """What is common to all kinds, then the model and its audio, then the single layer."""
+    """What is common to all kinds, then the model and its audio, then the single layer, then whole models."""
 
     kind: Kind = MISSING
-    """profile: where the time of a model goes; layer: the backends of a MoE layer."""
+    """profile: where the time of a model goes; layer: the backends of a MoE layer; rtf: models against each other."""
     threads: int = 1
     """With 1, CPU time is measured, else wall time."""
     rounds: int = 9
@@ -69,6 +81,18 @@ class BenchmarkConfig:
     nonblank: float = 0.16
     """Share of frames in which CTC says something, as set by the bias of blank: what the searches have to do."""
     layer: LayerConfig = field(default_factory=LayerConfig)
+    models: list[str] = field(default_factory=lambda: ["u2pp_225m", "u2pp_moe_1b", "u2pp_dense_344m", "u2pp_dense_1b"])
+    """rtf: presets (with options: "u2pp_moe_1b moe.placement=decoder") or runs; ratios are to the first."""
+    modes: list[DecodeMode] = field(default_factory=lambda: [DecodeMode.ctc_greedy, DecodeMode.attention_rescoring])
+    chunks: list[int | None] = field(default_factory=lambda: [None, 16])
+    """Frames (40 ms) per chunk of a stream; null = the whole utterance at once."""
+    precisions: list[InferencePrecision] = field(default_factory=lambda: [InferencePrecision.fp32])
+    experts: ExpertBackend = ExpertBackend.auto
+    choice: Choice = Choice.own
+    data: str | None = None
+    """A prepared corpus; null = that of the first run, and without runs noise."""
+    sets: list[str] | None = None
+    """Splits of the corpus; null = the first run's test sets. Every round takes the next utterance."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "rounds", "beam"):
@@ -76,6 +100,14 @@ class BenchmarkConfig:
         require(self.vocab_size >= 4, f"vocab_size={self.vocab_size} must be at least 4, special tokens included.")
         require(self.seconds >= 0.1, f"seconds={self.seconds} must be at least 0.1.")
         require(0.0 < self.nonblank < 1.0, f"nonblank={self.nonblank} is a share of frames: write 0.16.")
+        for name, example in {"models": "u2pp_225m", "modes": "ctc_greedy", "chunks": 16, "precisions": "fp32"}.items():
+            require(len(getattr(self, name)) > 0, f"{name} is empty: write {name}=[{example}].")
+        require(
+            all(chunk is None or chunk >= 1 for chunk in self.chunks),
+            f"chunks={self.chunks} must be at least 1 frame, or null for whole utterances.",
+        )
+        for precision in self.precisions:
+            check_computing(precision, self.experts)
 
 
 def quickened(config: BenchmarkConfig) -> BenchmarkConfig:

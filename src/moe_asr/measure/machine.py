@@ -1,8 +1,14 @@
 """What this machine can do at best: the limit beside every measured time."""
 
+import ctypes
+import gc
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +20,7 @@ SHAPES = ((256, 512, 2048), (384, 640, 2560), (384, 1024, 4096), (1024, 1024, 10
 READ_BYTES = 2**28
 PRECISIONS = {"fp32": 4, "bf16": 2, "int8": 1}
 """Bytes of a weight."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,3 +73,26 @@ def _products(precision: str, rows: int, inputs: int, outputs: int) -> list[Call
         lambda: F.linear(x, weight),
         lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""),
     ]
+
+
+def growth(work: Callable[[], T]) -> tuple[T, int, int]:
+    """The result of `work`, and by how many bytes this process is larger after it, and was at most during it.
+
+    0 where the system is not Linux.
+    """
+    if not sys.platform.startswith("linux"):
+        return work(), 0, 0
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    result = work()
+    peak = _resident("VmHWM", tidy=False)
+    return result, _resident("VmRSS") - before, peak - before
+
+
+def _resident(name: str, tidy: bool = True) -> int:
+    if tidy:  # what was freed is given back to the system, even if the process keeps such memory
+        gc.collect()
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            trim(0)
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1]) if found else 0

@@ -17,7 +17,7 @@ from moe_asr.measure import flops
 from moe_asr.measure.machine import Peaks
 from moe_asr.measure.timing import Spread, clock, spread
 from moe_asr.models.encoder import EncoderOutput
-from moe_asr.models.u2pp import U2pp, build_model
+from moe_asr.models.u2pp import AsrModel, U2pp, build_model
 
 SHARPNESS = 30.0
 STAGES = ("CTC head", "CTC greedy", "CTC prefix beam", "rescoring")
@@ -104,7 +104,7 @@ def _wholes(parts: list[str]) -> dict[str, list[str]]:
     return {"full pass, greedy": greedy, f"full pass, {beam[-1].removeprefix('CTC ')}": beam}
 
 
-def make_speak(model: U2pp, encoded: EncoderOutput, nonblank: float) -> None:
+def make_speak(model: AsrModel, encoded: EncoderOutput, nonblank: float) -> None:
     """Gives an untrained CTC head the output of a trained one, so that searches have their usual work.
 
     Probabilities close to 1, by weights `SHARPNESS` times as large; a token other than blank is the best in a share

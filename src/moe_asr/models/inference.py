@@ -13,12 +13,12 @@ def prepare(
     precision: InferencePrecision = InferencePrecision.fp32,
     experts: ExpertBackend = ExpertBackend.auto,
     release: bool = False,
-) -> None:
+) -> ExpertBackend:
     """On a CPU that has the kernels, packs all linear maps but the routers', the subsampling and the experts.
 
     Call it once the model is on its device. State dict and gradients stay as they are, unless `release` gives up the
-    memory of what was packed, so that the model does nothing but infer. Raises InputError for what the device cannot
-    do.
+    memory of what was packed, so that the model does nothing but infer. Returns the backend of the experts. Raises
+    InputError for what the device cannot do.
     """
     check_computing(precision, experts)
     on_cpu, fp32 = next(model.parameters()).is_cpu, precision is InferencePrecision.fp32
@@ -34,9 +34,10 @@ def prepare(
         if isinstance(module, Experts):
             module.backend = pack(module, precision, release)
     if fp32 and not possible:
-        return
+        return experts
     skipped = {*model.routers.modules()}
     if isinstance(subsampling, ConvolutionalSubsampling):
         skipped |= {*subsampling.modules()}
         pack_subsampling(subsampling, precision, release)
     pack_linears(model, precision, skipped, release)
+    return experts

@@ -80,8 +80,9 @@ class PackedSubsampling(ConvolutionalSubsampling):
 
 def pack_subsampling(module: ConvolutionalSubsampling, precision: InferencePrecision, release: bool = False) -> None:
     """Raises InputError where the machine lacks the kernels."""
-    weight = module.conv2.weight.permute(0, 2, 3, 1).flatten(1)
-    second = pack_linear(weight, module.conv2.bias, precision, F.relu, AFTER_ACTIVATION)
+    weight, bias = module.conv2.weight.permute(0, 2, 3, 1).flatten(1), module.conv2.bias
+    assert bias is not None
+    second = pack_linear(weight, bias, precision, F.relu, AFTER_ACTIVATION)
     third = pack_linear(module._projection(), module.project.bias, precision, negative_share=AFTER_ACTIVATION)
     if release:
         give_up(module.conv2.weight, module.project.weight)
