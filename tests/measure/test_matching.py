@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from moe_asr.config.compose import compose_config, to_plain
-from moe_asr.config.model import LossConfig
+from moe_asr.config.model import EncoderConfig, LossConfig, ModelConfig, MoEConfig
 from moe_asr.config.program import Match, TrainConfig
 from moe_asr.errors import InputError
 from moe_asr.features.tokenizer import Tokenizer
-from moe_asr.measure import flops
+from moe_asr.measure import flops, matching
 from moe_asr.measure.matching import matched
 from moe_asr.models.u2pp import build_model, parameter_counts
 from moe_asr.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -133,3 +133,15 @@ def test_experts_of_any_width_count_as_often_as_they_are_chosen_on_average() -> 
 def test_match_and_match_to_belong_together() -> None:
     with pytest.raises(InputError, match="belong together"):
         composed("match=total")
+
+
+def test_a_preset_is_matched_with_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    mixture = "model: {encoder: {layers: 2}}\nmoe: {placement: encoder, num_experts: 4}\n"
+    (tmp_path / "model" / "mixture.yaml").write_text(mixture)
+    monkeypatch.setattr(matching, "config_folder", lambda: tmp_path)
+    monkeypatch.setattr(matching, "groups", lambda: {"model": ["mixture"]})
+    mixed = TrainConfig(ModelConfig(encoder=EncoderConfig(layers=2)), MoEConfig("encoder", num_experts=4))
+    target = sizes(mixed, 500)[Match.total]
+    found, _ = matched(composed("match=total", "match_to=mixture"), 500)
+    assert sizes(found, 500)[Match.total] == pytest.approx(target, rel=0.01)

@@ -79,8 +79,8 @@ def _reference(name: str, own: Shape, vocab_size: int) -> tuple[Shape, int]:
             f"There are: {', '.join(presets)}, and dense."
         )
     values = DictConfig(OmegaConf.load(config_folder() / "model" / f"{name}.yaml"))
-    preset = to_typed(ModelConfig, values.get("model", values))  # some presets set other groups too
-    return (preset, MoEConfig(), RouterConfig()), vocab_size
+    preset = to_typed(TrainConfig, values if "model" in values else {"model": values})  # some set other groups too
+    return (preset.model, preset.moe, preset.router), vocab_size
 
 
 def _widened(shape: Shape, width: int) -> Shape:
