@@ -34,6 +34,12 @@ def test_every_precision_hears_about_the_same(untrained, precision):
     assert -100.0 < recognizer.transcribe(samples).hypothesis.score < 0.0
 
 
+def test_a_model_can_be_loaded_where_nothing_is_trained(untrained):
+    samples = torch.zeros(8000)
+    with torch.inference_mode():
+        assert moe_asr.load(str(untrained)).transcribe(samples) == moe_asr.load(str(untrained)).transcribe(samples)
+
+
 def test_the_command_line_chooses_the_backend(untrained, tmp_path, capsys, monkeypatch):
     soundfile.write(tmp_path / "noise.wav", numpy.random.default_rng(0).normal(0, 0.1, 16000), 16000)
     made, load = [], Recognizer.load

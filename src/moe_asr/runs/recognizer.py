@@ -47,6 +47,7 @@ class Recognizer:
     """The model's own, unless others are forced upon it."""
 
     @staticmethod
+    @torch.inference_mode(False)  # whose tensors could not tell that they were changed, which packed weights ask
     def load(
         path: str | Path,
         device: str = "cpu",
