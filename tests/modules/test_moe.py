@@ -4,11 +4,12 @@ import torch.nn.functional as F
 
 from moe_asr.config.model import AUXILIARY, Activation, LossConfig, RouterConfig, RouterLogits, RouterScore
 from moe_asr.config.placement import MoESite
+from moe_asr.errors import InputError
 from moe_asr.modules.feed_forward import FeedForward
 from moe_asr.modules.moe.experts import Experts
 from moe_asr.modules.moe.layer import MoEFeedForward
 from moe_asr.modules.moe.losses import auxiliary_losses, balance, importance
-from moe_asr.modules.moe.noise import gumbel, uniform
+from moe_asr.modules.moe.noise import uniform
 from moe_asr.modules.moe.routers import Forced, TopKRouter, fixed_expert, random_experts
 from moe_asr.modules.moe.routing import Routing, Side, SiteTrace, concatenate
 from moe_asr.modules.moe.sharing import RouterBank
@@ -86,7 +87,7 @@ def test_a_side_input_moves_the_decision():
     assert torch.allclose(whole, plain + given.unsqueeze(1), atol=1e-6)
     each = embedding.unsqueeze(1).expand(2, 5, 3)  # a running embedding has one for each position
     assert torch.allclose(router(x, valid, SITE, Side(embedding=each)).logits, whole, atol=1e-6)
-    with pytest.raises(ValueError, match="side input"):
+    with pytest.raises(InputError, match=r"write router.side_width=0"):
         router(x, valid, SITE)
 
 
@@ -125,10 +126,14 @@ def test_noise_depends_on_utterance_position_and_site_alone():
         uniform("jitter", Side(positions=torch.arange(3)), SITE, 4)
 
 
-def test_gumbel_noise_draws_from_the_softmax():
+@pytest.mark.parametrize("score", RouterScore)
+@pytest.mark.parametrize("bias", [None, torch.zeros(3)])
+def test_gumbel_noise_draws_from_the_softmax(score, bias):
     logits = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     side = Side(keys=torch.arange(20), positions=torch.arange(500))
-    drawn = (logits + gumbel(side, SITE, 3)).argmax(-1)
+    router = TopKRouter(6, 3, 1, RouterConfig(score=score, normalize=False, gumbel=1.0))
+    valid = torch.ones(20, 500, dtype=torch.bool)
+    drawn = router.decide(logits.expand(20, 500, 3), valid, SITE, side, bias).expert_ids
     assert torch.allclose(torch.bincount(drawn.flatten()) / 10_000, logits.softmax(-1).float(), atol=0.015)
 
 

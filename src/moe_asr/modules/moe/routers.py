@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moe_asr.config.model import MoEConfig, RouterConfig, RouterLogits, RouterScore
 from moe_asr.config.placement import MoESite
+from moe_asr.errors import InputError
 from moe_asr.modules.moe.noise import gumbel, uniform
 from moe_asr.modules.moe.routing import NOTHING, Routing, Side
 from moe_asr.randomness import torch_rng
@@ -53,7 +54,7 @@ class TopKRouter(nn.Module):
     def forward(
         self, x: Tensor, valid: Tensor, site: MoESite, side: Side = NOTHING, bias: Tensor | None = None
     ) -> Routing:
-        """bias (E,): added to the scores for the selection alone. Raises ValueError where a side input is missing."""
+        """bias (E,): added to the scores for the selection alone. Raises InputError where a side input is missing."""
         with torch.autocast(x.device.type, enabled=False):
             logits = self.logits(x, site, side)
             return self.decide(logits, valid, site, side, bias)
@@ -70,7 +71,10 @@ class TopKRouter(nn.Module):
         logits = F.linear(x.to(wide), self.project.weight.to(wide))
         if self.config.side_width:
             if side.embedding is None:
-                raise ValueError(f"the router of {site} needs a side input: pass Side(embedding=...).")
+                raise InputError(
+                    f"the router of {site} needs a side input, which Python callers pass as Side(embedding=...): "
+                    "elsewhere write router.side_width=0."
+                )
             given = F.linear(side.embedding.to(wide), self.side.weight.to(wide))
             logits = logits + (given if given.ndim == 3 else given.unsqueeze(1))
         return logits
@@ -84,11 +88,11 @@ class TopKRouter(nn.Module):
             logits = logits * (1 + config.jitter * (2 * uniform("jitter", side, site, experts) - 1)).to(logits.dtype)
         sigmoid = config.score is RouterScore.sigmoid
         scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
-        preference = scores if sigmoid or bias is not None else logits
-        if bias is not None:
-            preference = preference + bias.to(preference)
+        preference = logits
         if self.training and config.gumbel > 0:
             preference = preference + config.gumbel * gumbel(side, site, experts).to(preference.dtype)
+        if bias is not None:
+            preference = (preference.sigmoid() if sigmoid else preference.softmax(-1)) + bias.to(preference)
         expert_ids = preference.topk(self.top_k, dim=-1).indices
         if config.normalize and not sigmoid:
             weights = logits.gather(-1, expert_ids).softmax(-1)
