@@ -158,24 +158,29 @@ def _ready(
     name: str, run: Checkpoint | None, config: BenchmarkConfig, precision: InferencePrecision, audio: Audio
 ) -> Model:
     def load() -> tuple[Recognizer, ExpertBackend, float]:
-        recognizer = _trained(name, run, audio) if run else _untrained(name, config, audio)
+        recognizer = _trained(name, run, config, audio) if run else _untrained(name, config, audio)
         begin = time.perf_counter()
         backend = prepare(recognizer.model, precision, config.experts, release=True)
         return recognizer, backend, time.perf_counter() - begin
 
     (recognizer, backend, seconds), resident, _ = growth(load)
+    used = str(backend) if recognizer.model.routers.sites else None
+    return Model(name, recognizer, run is not None, used, seconds, resident)
+
+
+def _choosing(recognizer: Recognizer, choice: Choice) -> Recognizer:
+    if choice is Choice.own:
+        return recognizer
     bank = recognizer.model.routers
-    routers = {site: router for site in bank.sites if (router := bank.get(site)) is not None}
-    if config.choice is Choice.balanced:
-        recognizer = replace(recognizer, routers={s: Forced(router, random_experts) for s, router in routers.items()})
-    return Model(name, recognizer, run is not None, str(backend) if routers else None, seconds, resident)
+    own = {site: router for site in bank.sites if (router := bank.get(site)) is not None}
+    return replace(recognizer, routers={site: Forced(router, random_experts) for site, router in own.items()})
 
 
-def _trained(name: str, run: Checkpoint, audio: Audio) -> Recognizer:
+def _trained(name: str, run: Checkpoint, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     require(run.config.features == audio.features, f"{name} hears other features than the first run: leave it out.")
     model = build(run.config, run.tokenizer)
     model.load_state_dict(run.weights)
-    return Recognizer.of(model, run.tokenizer, run.config)
+    return _choosing(Recognizer.of(model, run.tokenizer, run.config), config.choice)
 
 
 @torch.no_grad()
@@ -188,11 +193,11 @@ def _untrained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     trained = TrainConfig(**shape, features=audio.features)
     tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *map(str, range(config.vocab_size - len(SPECIALS)))))
     torch.manual_seed(config.seed)
-    recognizer = Recognizer.of(build(trained, tokenizer), tokenizer, trained)
-    samples = next(iter(audio.samples.values()))
+    recognizer = _choosing(Recognizer.of(build(trained, tokenizer), tokenizer, trained), config.choice)
+    utterance, samples = next(iter(audio.samples.items()))
     features, _ = recognizer.log_mel(samples.unsqueeze(0), torch.tensor([len(samples)]))
     recognizer.model.encoder.cmvn.set_cmvn(features.mean((0, 1)), 1 / features.std((0, 1)))
-    make_speak(recognizer.model, recognizer.encode([samples]), config.nonblank)
+    make_speak(recognizer.model, recognizer.encode([samples], side=recognizer.side([utterance])), config.nonblank)
     return recognizer
 
 
