@@ -216,6 +216,7 @@ def test_every_option_can_be_overridden(command: str) -> None:
         (["optim=adam,adamm"], "optim=adamm does not exist; did you mean adam? There are: adam, adamw."),
         (["trainer.keep=bst"], "trainer.keep=bst is not known; did you mean best? It is one of best, last."),
         (["optim.name=7"], "optim.name=7 is not known. It is one of adam, adamw."),
+        (["match=all"], "match=all is not known. It is one of total, active, flops."),
         (["optim.lr=fast"], "optim.lr: Value 'fast' of type 'str' could not be converted to Float"),
         (["trainer.epochs=1.5"], "trainer.epochs: Value '1.5' of type 'float' could not be converted to Integer"),
         (["optim.betas=0.9"], "optim.betas is a list: write optim.betas=[...]."),
@@ -248,6 +249,8 @@ def test_a_command_without_groups_has_options_of_their_names() -> None:
     """`data` is a group of train, but a path of evaluate."""
     config = compose_config("evaluate", EvaluateConfig, ["run=runs/x", "data=data/other", "threads=2"])
     assert (config.data, config.threads) == ("data/other", 2)
+    with pytest.raises(InputError, match=r"^modes=attn is not known; did you mean attention\? It is one"):
+        compose_config("evaluate", EvaluateConfig, ["run=runs/x", "modes=[attn]"])
     with pytest.raises(InputError, match=r"^There is no option optim\.$"):
         compose_config("evaluate", EvaluateConfig, ["run=runs/x", "optim=adam"])
 

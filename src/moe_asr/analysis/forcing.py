@@ -26,7 +26,7 @@ def forced(recognizer: Recognizer, config: RoutingConfig) -> Recognizer:
     bank, experts, top_k = recognizer.model.routers, recognizer.config.moe.num_experts, recognizer.config.moe.top_k
     asked, replayed = f"routing.choose={config.choose}", config.trace is not None
     require(bool(bank.sites), f"{asked}: this model is dense and has no routing; leave it out.")
-    within = moe_sites(recognizer.config.model, config.sites)
+    within = moe_sites(recognizer.config.model, config.sites, "routing.sites")
     chosen = [site for site in bank.sites if site in within and (site.stack == "encoder" or not replayed)]
     require(
         bool(chosen),

@@ -108,7 +108,7 @@ def explain(error: Exception, schema: type) -> str:
     keys = list(option_keys(schema))
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key or str(cause).rpartition(' ')[2]} is missing; see --help."
-    key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "")
+    key = str(getattr(cause, "full_key", None) or getattr(error, "full_key", None) or "").partition("[")[0]
     text = (str(getattr(cause, "msg", None) or cause)).strip().splitlines()[0]
     if ("not in" in text and "Key" in text) or (key and key not in keys):
         return f"There is no option {key}{closest(key, keys)}"
@@ -121,6 +121,7 @@ def explain(error: Exception, schema: type) -> str:
         return f"{key} is a list: write {key}=[...]."
     if key in keys:
         hint = _hint(schema, key)
+        hint = next(iter(typing.get_args(hint)), hint)  # of a list, its elements
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             names, given = [m.name for m in hint], text.partition("'")[2].partition("'")[0]
             return f"{key}={given} is not known{closest(given, names)} It is one of {', '.join(names)}."

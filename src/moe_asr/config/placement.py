@@ -34,8 +34,8 @@ def all_sites(model: ModelConfig) -> tuple[MoESite, ...]:
     return (*encoder, *(MoESite(stack, i, "ffn_out") for stack, depth in depths for i in range(depth)))
 
 
-def moe_sites(model: ModelConfig, placement: str | None) -> tuple[MoESite, ...]:
-    """The sites of a placement (see `MoEConfig.placement`) in network order.
+def moe_sites(model: ModelConfig, placement: str | None, option: str = "moe.placement") -> tuple[MoESite, ...]:
+    """The sites of a placement (see `MoEConfig.placement`) in network order; option: what the user calls it.
 
     Raises InputError for a term that cannot be read or chooses no site.
     """
@@ -43,17 +43,17 @@ def moe_sites(model: ModelConfig, placement: str | None) -> tuple[MoESite, ...]:
         return ()
     chosen: set[MoESite] = set()
     for term in str(placement).split("+"):
-        found = {site for site in all_sites(model) if _matches(term, site)}
-        require(bool(found), f"moe.placement={placement} names {term!r}, which this model has not: leave it out.")
+        found = {site for site in all_sites(model) if _matches(term, site, option)}
+        require(bool(found), f"{option}={placement} names {term!r}, which this model has not: leave it out.")
         chosen |= found
     return tuple(site for site in all_sites(model) if site in chosen)
 
 
-def _matches(term: str, site: MoESite) -> bool:
+def _matches(term: str, site: MoESite, option: str) -> bool:
     found = _TERM.fullmatch(term)
     if found is None or found["stack"] not in _STACKS:
         raise InputError(
-            f"moe.placement has the term {term!r}, which is not STACK[.LAYERS][.SLOT]; STACK is one of "
+            f"{option} has the term {term!r}, which is not STACK[.LAYERS][.SLOT]; STACK is one of "
             f"{', '.join(_STACKS)}, LAYERS is 3, 3-5 or every2, SLOT is ffn_in or ffn_out."
         )
     layers = found["layers"]
