@@ -12,6 +12,8 @@ def test_evaluate_makes_a_grid_of_latencies_and_its_figure(cli: Cli, untrained: 
     words = ("evaluate", untrained, f"out={tmp_path}/out", *grid, f"figure={tmp_path}/trade-off.svg")
     code, _, err = cli(*words)
     assert (code, err) == (2, "moe-asr: figure= shows latencies: write latency=true too.\n")
+    code, _, err = cli(*words[:-1], "latency=true", f"figure={tmp_path}/none/trade-off.svg")
+    assert (code, err) == (2, f"moe-asr: {tmp_path}/none is no folder; choose another place with figure=FILE.\n")
     code, out, err = cli(*words, "latency=true")
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from moe_asr.config.commands import EvaluateConfig
 from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig
 from moe_asr.config.model import (
     ChunkConfig,
@@ -93,6 +94,8 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (RouterConfig, {"capacity_factor": 0.0}, "router.capacity_factor=0.0 must be above 0, or null"),
     (RouterConfig, {"side_width": -1}, "router.side_width=-1 must not be negative."),
     (LossConfig, {"z": -1.0}, "loss.z=-1.0 must not be negative."),
+    (LossConfig, {"entropy": float("nan")}, "loss.entropy=nan must be a number."),
+    (EvaluateConfig, {"lefts": [2]}, "write decode.chunks=[16] too."),
     (TrainConfig, {"model": NO_DECODERS}, "write loss.ctc_weight=1.0 or model.decoder.layers=1."),
     (TrainConfig, {"model": ONE_WAY}, "write loss.reverse_weight=0.0 or model.decoder.reverse_layers=1."),
     (FsddConfig, {"min_digits": 8}, "fsdd.min_digits=8 must lie between 1 and fsdd.max_digits=7."),

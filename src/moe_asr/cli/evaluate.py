@@ -64,6 +64,8 @@ def run(config: EvaluateConfig) -> None:
         (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
+    if config.figure and not Path(config.figure).absolute().parent.is_dir():
+        raise InputError(f"{Path(config.figure).parent} is no folder; choose another place with figure=FILE.")
     asked = dataclasses.replace(trained, data=data)
     streams = (config.streams or sys.maxsize) if config.latency else 0
     results: dict[str, Any] = {

@@ -54,6 +54,10 @@ class EvaluateConfig:
         require(self.streams is None or self.streams >= 1, f"streams={self.streams} must be at least 1, or null.")
         require(self.figure is None or self.latency, "figure= shows latencies: write latency=true too.")
         require(all(left is None or left >= 0 for left in self.lefts), "lefts must be at least 0, or null for all.")
+        require(
+            not self.lefts or self.decode.chunk is not None or bool(self.decode.chunks),
+            "lefts are left contexts of chunks: write decode.chunks=[16] too.",
+        )
 
 
 class Format(StrEnum):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import isfinite
 
 from moe_asr.errors import InputError
 
@@ -307,6 +308,7 @@ class LossConfig:
             require(0.0 <= value <= 1.0, f"loss.{name}={value} must lie between 0 and 1.")
         for name in ("balance", "importance", "z", "sparsity", "compute", "compute_budget"):
             require(getattr(self, name) >= 0, f"loss.{name}={getattr(self, name)} must not be negative.")
+        require(isfinite(self.entropy), f"loss.entropy={self.entropy} must be a number.")
 
 
 @dataclass
