@@ -203,7 +203,10 @@ def test_what_cannot_be_forced_is_said(
             narrow,
             RoutingConfig("random", sites="decoder"),
         ),
-        "routing.sites=encoder.9 names 'encoder.9', which this model has not": (recognizer, RoutingConfig("random", sites="encoder.9")),
+        "routing.sites=encoder.9 names 'encoder.9', which this model has not": (
+            recognizer,
+            RoutingConfig("random", sites="encoder.9"),
+        ),
         "names no encoder site": (recognizer, replace(replay(tmp_path / "one"), sites="decoder")),
         "is of another model (top 4 of 4 experts at encoder.00.ffn_in)": (recognizer, replay(tmp_path / "narrow")),
         "is of another model (top 2 of 4": (narrow, replay(tmp_path / "one")),
