@@ -15,6 +15,7 @@ from moe_asr.config.model import (
     MoEConfig,
     Positions,
     RouterConfig,
+    RouterLogits,
 )
 from moe_asr.config.prepare import FsddConfig, PrepareConfig, Speechocean762Config
 from moe_asr.config.program import DecodeConfig, OptimConfig, TrainConfig, TrainerConfig
@@ -92,6 +93,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (RouterConfig, {"gumbel": -1.0}, "router.gumbel=-1.0 must not be negative."),
     (RouterConfig, {"scale": 0.0}, "router.scale=0.0 must be above 0."),
     (RouterConfig, {"capacity_factor": 0.0}, "router.capacity_factor=0.0 must be above 0, or null"),
+    (RouterConfig, {"logits": RouterLogits.position, "balance_rate": 0.1}, "write router.balance_rate=0.0."),
     (RouterConfig, {"side_width": -1}, "router.side_width=-1 must not be negative."),
     (LossConfig, {"z": -1.0}, "loss.z=-1.0 must not be negative."),
     (LossConfig, {"entropy": float("nan")}, "loss.entropy=nan must be a number."),

@@ -264,6 +264,10 @@ class RouterConfig:
             require(getattr(self, name) >= 0, f"router.{name}={getattr(self, name)} must not be negative.")
         require(self.jitter < 1, f"router.jitter={self.jitter} must be less than 1.")
         require(self.scale > 0, f"router.scale={self.scale} must be above 0.")
+        require(
+            self.logits is not RouterLogits.position or self.balance_rate == 0,
+            "router.logits=position decides by the position alone: write router.balance_rate=0.0.",
+        )
         require(self.side_width >= 0, f"router.side_width={self.side_width} must not be negative.")
         require(
             self.capacity_factor is None or self.capacity_factor > 0,
