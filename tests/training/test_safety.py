@@ -141,7 +141,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_utterances(
 
     monkeypatch.setattr(AsrTraining, "configure_gradient_clipping", watched)
     capsys.readouterr()
-    train(dataclasses.replace(short, runs=str(tmp_path / "others")))
+    assert train(dataclasses.replace(short, runs=str(tmp_path / "others")))["skipped_steps"] == 2
     said = capsys.readouterr().err
     assert f"The loss of step 2 is not finite (epoch 0, batch 3: {culprit}, {partner}); the step is skipped." in said
     assert said.count("is skipped") == 2, "once in each epoch"
@@ -172,6 +172,9 @@ def test_steps_that_are_never_finite_end_the_training(
         train(short)
     assert sorted(metrics(tmp_path / "runs" / "run")["train/skipped_step"]) == [1, 2, 3]
     assert not (tmp_path / "runs" / "run" / "results.json").exists()
+    patient = dataclasses.replace(short.trainer, max_skipped=100)
+    with pytest.raises(JobError, match="Every step was skipped"):
+        train(dataclasses.replace(short, trainer=patient, runs=str(tmp_path / "others")))
 
 
 @pytest.mark.slow

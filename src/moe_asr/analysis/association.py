@@ -98,6 +98,8 @@ def site_association(
     sites = [site for site in trace.sites if site.partition(".")[0] == stack]
     if not sites:
         raise InputError(f"the trace has no site in {stack!r}; it has {', '.join(trace.sites) or 'none'}.")
+    if len(trace.utterances) < 2:
+        raise InputError("the null permutes utterances: trace at least 2.")
     experts, offsets = int(trace.card["num_experts"]), trace.offsets[stack]
     chosen = numpy.stack([trace.sites[site].ids[:, 0].astype(numpy.int64) for site in sites])
     if within is not None:

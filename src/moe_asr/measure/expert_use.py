@@ -60,6 +60,7 @@ class Watch:
     """Those without gradient at the last look."""
     skipped: int = 0
     """Steps running that changed nothing."""
+    skipped_in_all: int = 0
     alarms: Sequence[Alarm] = ()
 
     @staticmethod

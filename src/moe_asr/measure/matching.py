@@ -67,12 +67,12 @@ def matched(config: C, vocab_size: int) -> tuple[C, str]:
 
 
 def _reference(name: str, own: Shape, vocab_size: int) -> tuple[Shape, int]:
-    if Path(name).exists():
-        found = load_checkpoint(name)
-        return (found.config.model, found.config.moe, found.config.router), len(found.tokenizer)
     if name == "dense":
         return (own[0], MoEConfig(), RouterConfig()), vocab_size
     presets = groups()["model"]
+    if name not in presets and Path(name).exists():
+        found = load_checkpoint(name)
+        return (found.config.model, found.config.moe, found.config.router), len(found.tokenizer)
     if name not in presets:
         raise InputError(
             f"match_to={name} is no run, no checkpoint and no model preset{closest(name, [*presets, 'dense'])} "

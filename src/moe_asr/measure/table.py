@@ -39,8 +39,6 @@ def results_table(results: dict[str, Any]) -> str:
                 lines.append(f"  {result['outside_tokenizer']} references hold text outside the tokenizer")
     if routing := results.get("routing"):
         lines.append(f"experts chosen by routing.choose={routing['choose']}, not by the routers of {routing['sites']}")
-    if routing := results.get("routing"):
-        lines.append(f"experts chosen by routing.choose={routing['choose']}, not by the routers of {routing['sites']}")
     if speed := next((r["speed"] for p in ("test", "dev") for r in results.get(p, {}).values()), None):
         lines.append(
             f"RTF on {speed['machine']}: {speed['threads']} threads, batches of {speed['batch']}, "

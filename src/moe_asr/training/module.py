@@ -264,7 +264,7 @@ class AsrTraining(pl.LightningModule):
         """Undoes what the forward passes changed, and says which utterances did it. Raises JobError if this goes on."""
         for buffer, before in zip(self.model.buffers(), self.buffers_before, strict=True):
             buffer.copy_(before)
-        self.watch = replace(self.watch, skipped=self.watch.skipped + 1)
+        self.watch = replace(self.watch, skipped=self.watch.skipped + 1, skipped_in_all=self.watch.skipped_in_all + 1)
         self.log_metrics({"train/skipped_step": 1.0})
         infinite = [name for name, loss in self.tried if not loss.isfinite()]
         culprits = "; ".join(infinite or [name for name, _ in self.tried])

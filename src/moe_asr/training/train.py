@@ -26,11 +26,12 @@ from moe_asr.data.batches import EvaluationBatches, sample_cuts
 from moe_asr.data.epoch_plan import EpochPlan
 from moe_asr.data.manifest import Problem, describe, read_card, read_split
 from moe_asr.data.selection import select_for_training, summary, target_text
-from moe_asr.errors import InputError
+from moe_asr.errors import InputError, JobError
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.tokenizer import Tokenizer, read_sentencepiece, train_tokenizer
-from moe_asr.measure.expert_use import Alarm, Watch
+from moe_asr.measure.expert_use import Watch
 from moe_asr.measure.matching import matched
+from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.models.upcycling import upcycled
 from moe_asr.randomness import key_seed, numpy_rng
@@ -100,13 +101,15 @@ def finish(
     model.load_state_dict(weights)
     total, active = parameter_counts(model)
     recognizer = Recognizer.of(model, tokenizer, config, device="cuda" if uses_gpu(config) else "cpu")
+    prepare(model)  # as `evaluate` does, so that their speeds are comparable
     results = {
         **evaluate_run(recognizer, config, run.path),
         "params_total": total,
         "params_active": active,
         "train_seconds": recorder.seconds,
         "averaged_steps": [c.step for c in recorder.candidates],
-        "alarms": [asdict(alarm) for alarm in recorder.alarms],
+        "alarms": [asdict(alarm) for alarm in recorder.watch.alarms],
+        "skipped_steps": recorder.watch.skipped_in_all,
         **environment(),
         "config_hash": run.path.name,
         "seed": config.seed,
@@ -264,7 +267,7 @@ class Recorder(pl.Callback):
         self.done = state["segments"] if state else 0
         self.started = time.monotonic() - (state["seconds"] if state else 0.0)
         self.problems: list[Problem] = []
-        self.alarms: Sequence[Alarm] = ()
+        self.watch = Watch()
 
     @property
     def seconds(self) -> float:
@@ -341,7 +344,9 @@ def fit(
         display.close()
         for log in logs.values():
             log.close()
-    recorder.problems, recorder.alarms = module.problems, module.watch.alarms
+    recorder.problems, recorder.watch = module.problems, module.watch
+    if 0 < module.step <= module.watch.skipped_in_all:
+        raise JobError("Every step was skipped, as none was finite: lower optim.lr, or look at the data.")
     return recorder
 
 
