@@ -81,6 +81,7 @@ def test_the_model_computes_what_the_dense_one_did(kind: str, batch: Batch) -> N
 @pytest.mark.parametrize(
     ("moe", "router", "remedy"),
     [
+        (MoEConfig("encoder", num_experts=4, top_k=2, bias=False), RouterConfig(), r"write moe\.bias=true"),
         (FOUR("both"), RAW, r"write router\.normalize=true\.$"),
         (FOUR("both", top_k=1), RAW, r"write router\.normalize=true moe\.top_k=2\.$"),
         (FOUR("both"), replace(SIGMOID, normalize=False), r"write router\.normalize=true\.$"),

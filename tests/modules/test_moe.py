@@ -6,7 +6,7 @@ from moe_asr.config.model import AUXILIARY, Activation, LossConfig, RouterConfig
 from moe_asr.config.placement import MoESite
 from moe_asr.errors import InputError
 from moe_asr.modules.feed_forward import FeedForward
-from moe_asr.modules.moe.experts import Experts
+from moe_asr.modules.moe.experts import BACKENDS, Experts, use_backend
 from moe_asr.modules.moe.layer import MoEFeedForward
 from moe_asr.modules.moe.losses import auxiliary_losses, balance, importance
 from moe_asr.modules.moe.noise import uniform
@@ -230,6 +230,19 @@ def test_stacked_experts_start_like_linear_layers():
     assert experts.w_out.std().item() == pytest.approx(linear.weight.std().item(), rel=0.1)
     assert experts.w_in.abs().max() <= 1 / 8
     assert experts.w_in.abs().max() > 0.12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_experts_without_biases_keep_zeros_that_do_not_learn(backend):
+    experts = Experts(3, 16, 32, F.silu, 0.0, bias=False).eval()
+    assert [name for name, _ in experts.named_parameters()] == ["w_in", "w_out"]
+    rows, ids, weights = torch.randn(5, 16), torch.tensor([[0], [2], [2], [0], [2]]), torch.ones(5, 1)
+    use_backend(experts, backend)
+    with torch.no_grad():
+        y = experts(rows, ids, weights)
+        assert experts(rows * 0, ids, weights).eq(0).all()
+    expected = F.silu(rows[0] @ experts.w_in[0].T) @ experts.w_out[0].T
+    assert (y[0] - expected).norm() < 0.02 * expected.norm()
 
 
 def make_layer(widths, shared=None):

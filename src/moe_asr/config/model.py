@@ -186,7 +186,9 @@ class MoEConfig:
     expert_widths: list[int] = field(default_factory=list)
     """One for each expert where they differ; 0 = a null expert, which contributes nothing and costs nothing."""
     shared_experts: int = 0
-    """Experts beside these that every position visits."""
+    """Experts beside these that every position visits, each as wide as ffn_width of its stack or expert_width."""
+    bias: bool = True
+    """Whether experts have biases."""
     activation: Activation | None = None
     """Of the experts; null = that of their stack."""
     dropout: float | None = None

@@ -97,7 +97,7 @@ def _feed_forward(model: ModelConfig, moe: MoEConfig, stack: str, sites: int, ro
     mixed, width = sum(site.stack == stack for site in moe_sites(model, moe.placement)), model.encoder.width
     widths = moe.expert_widths or [moe.expert_width or hidden] * moe.num_experts
     chosen = moe.top_k * sum(widths) // moe.num_experts
-    shared = moe.shared_experts * max([moe.expert_width or hidden, *moe.expert_widths])
+    shared = moe.shared_experts * (moe.expert_width or hidden)
     return {
         "feed-forward": 2 * rows * width * ((sites - mixed) * hidden + mixed * (chosen + shared)),
         "router": mixed * rows * width * moe.num_experts,

@@ -269,8 +269,8 @@ def build_model(
         hidden = moe.expert_width or shape.ffn_width
         return MoEFeedForward(
             moe.expert_widths or [hidden] * moe.num_experts,
-            lambda count, width: Experts(count, encoder.width, width, ACTIVATIONS[activation], dropout),
-            FeedForward(encoder.width, moe.shared_experts * max([hidden, *moe.expert_widths]), activation, dropout)
+            lambda count, width: Experts(count, encoder.width, width, ACTIVATIONS[activation], dropout, moe.bias),
+            FeedForward(encoder.width, moe.shared_experts * hidden, activation, dropout, moe.bias)
             if moe.shared_experts
             else None,
         )

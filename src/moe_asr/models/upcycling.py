@@ -70,6 +70,7 @@ def _check_shape(site: MoESite, w_in: Tensor, config: TrainConfig, source: Train
         config.model.encoder.width == width,
         f"the dense model to upcycle has another width: write model.encoder.width={width}.",
     )
+    require(moe.bias, "moe.bias=false has no place for the biases of the dense model: write moe.bias=true.")
     require(
         set(moe.expert_widths or [moe.expert_width or new.ffn_width]) == {hidden},
         f"copies of the dense {site} all have its {hidden} hidden units: "

@@ -21,10 +21,10 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """Two linear maps with an activation and dropout between; it needs no router and decides nothing."""
 
-    def __init__(self, width: int, hidden: int, activation: Activation, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, activation: Activation, dropout: float, bias: bool = True) -> None:
         super().__init__()
-        self.w_in = nn.Linear(width, hidden)
-        self.w_out = nn.Linear(hidden, width)
+        self.w_in = nn.Linear(width, hidden, bias)
+        self.w_out = nn.Linear(hidden, width, bias)
         self.activation = ACTIVATIONS[activation]
         self.dropout = Dropout(dropout)
 

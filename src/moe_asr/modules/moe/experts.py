@@ -13,17 +13,33 @@ from moe_asr.modules.packed import AFTER_ACTIVATION, compile_kernels, give_up, i
 
 
 class Experts(nn.Module):
-    """E feed-forward networks of equal shape, stacked: w_in (E,f,d), b_in (E,f), w_out (E,d,f), b_out (E,d)."""
+    """E feed-forward networks of equal shape, stacked: w_in (E,f,d), b_in (E,f), w_out (E,d,f), b_out (E,d).
+
+    Without bias, b_in and b_out are zeros that are not trained.
+    """
+
+    b_in: Tensor
+    b_out: Tensor
 
     def __init__(
-        self, num_experts: int, width: int, hidden: int, activation: Callable[[Tensor], Tensor], dropout: float
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+        activation: Callable[[Tensor], Tensor],
+        dropout: float,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_experts, self.activation, self.dropout = num_experts, activation, Dropout(dropout)
         self.w_in = nn.Parameter(torch.empty(num_experts, hidden, width).uniform_(-(width**-0.5), width**-0.5))
-        self.b_in = nn.Parameter(torch.empty(num_experts, hidden).uniform_(-(width**-0.5), width**-0.5))
         self.w_out = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-(hidden**-0.5), hidden**-0.5))
-        self.b_out = nn.Parameter(torch.empty(num_experts, width).uniform_(-(hidden**-0.5), hidden**-0.5))
+        for name, outputs, inputs in (("b_in", hidden, width), ("b_out", width, hidden)):
+            if bias:
+                tensor = torch.empty(num_experts, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, torch.zeros(num_experts, outputs))
         self.backend: Backend = sorted_rows
 
     def forward(self, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
@@ -33,7 +49,7 @@ class Experts(nn.Module):
     def networks(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Each expert's w_in, b_in, w_out, b_out."""
         # Unbound once, a stack has one gradient; indexed, it would get one of its full size per expert.
-        return list(zip(*(p.unbind() for p in self.parameters()), strict=True))
+        return list(zip(*(t.unbind() for t in (self.w_in, self.b_in, self.w_out, self.b_out)), strict=True))
 
 
 Backend = Callable[[Experts, Tensor, Tensor, Tensor], Tensor]
