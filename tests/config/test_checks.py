@@ -69,6 +69,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     ),
     (DecodeConfig, {"beam": 0}, "decode.beam=0 must be at least 1."),
     (DecodeConfig, {"left": -1}, "decode.left must be at least 0, or null for all."),
+    (DecodeConfig, {"left": 2}, "decode.left=2 counts chunks: say how long with decode.chunk=16."),
     (DecodeConfig, {"mode": "attention", "nbest": 11}, "write decode.beam=11."),
     (DecodeConfig, {"reverse_weight": 1.5}, "decode.reverse_weight=1.5 is a share: write a number from 0 to 1."),
     (DecodeConfig, {"lm_weight": -0.1}, "decode.lm_weight=-0.1 must be at least 0."),

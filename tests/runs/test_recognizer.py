@@ -112,6 +112,8 @@ def test_what_is_no_model_is_said_in_one_sentence(untrained: Path, tiny: TrainCo
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run holds no finished model \(checkpoints/model.pt\); train it to its end"):
         load_checkpoint(tmp_path / "run")
+    with pytest.raises(InputError, match="it is no run directory"):
+        load_checkpoint(tmp_path)
     whole = (untrained / "checkpoints" / "model.pt").read_bytes()
     for name, content in {"half": whole[: len(whole) // 2], "text": b"hello", "empty": b""}.items():
         (tmp_path / name).write_bytes(content)

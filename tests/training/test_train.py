@@ -185,3 +185,14 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         pass
     with only_process(run):
         assert (tmp_path / ".lock").exists()
+
+
+def test_what_is_refused_leaves_no_directory_and_moves_no_link(tiny: TrainConfig, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    (runs / "good").mkdir(parents=True)
+    (runs / "mine").symlink_to("good")
+    wrong = dataclasses.replace(tiny, runs=str(runs), name="mine", freeze=["nothing"])
+    with pytest.raises(InputError, match="nothing"):
+        train(wrong)
+    assert (runs / "mine").resolve() == (runs / "good").resolve()
+    assert sorted(path.name for path in runs.iterdir()) == ["good", "mine"]

@@ -54,7 +54,7 @@ def latency_figure(results: dict[str, Any]) -> str:
             point["bar"] = [100 * bound for bound in result[f"{rate}_ci95"] or ()]
             panels.setdefault(result["split"], []).append(point)
     if not panels:
-        raise InputError("there is nothing to draw: evaluate with latency=true.")
+        raise InputError("there is nothing to draw: evaluate with latency=true a model that shows words.")
     points = [point for panel in panels.values() for point in panel]
     x = Axis([p["x"] for p in points], 0.25, LEFT, WIDTH - RIGHT, SECONDS)
     y = Axis([rate for p in points for rate in (p["y"], *p["bar"])], 2.0, HEIGHT - BOTTOM, TOP, PERCENT)

@@ -81,7 +81,7 @@ def run(config: EvaluateConfig) -> None:
     if suite:
         results["domains"] = domain_means(results["test"], others)
     write_json(folder / "results.json", results)
-    if config.figure:
-        Path(config.figure).write_text(latency_figure(results), encoding="utf8")
     print("\n".join([results_table(results), *domain_lines(results.get("domains", {}))]))
     print(f"results: {folder}")
+    if config.figure:
+        Path(config.figure).write_text(latency_figure(results), encoding="utf8")

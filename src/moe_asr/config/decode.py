@@ -64,6 +64,10 @@ class DecodeConfig:
         )
         require(self.batch_seconds > 0, f"decode.batch_seconds={self.batch_seconds} must be above 0.")
         require(self.left is None or self.left >= 0, "decode.left must be at least 0, or null for all.")
+        require(
+            self.left is None or self.chunk is not None or bool(self.chunks),
+            f"decode.left={self.left} counts chunks: say how long with decode.chunk=16.",
+        )
         for name in ("batch", "beam", "nbest"):
             require(getattr(self, name) >= 1, f"decode.{name}={getattr(self, name)} must be at least 1.")
         require(

@@ -172,7 +172,7 @@ class TrainConfig:
     match_to: str | None = None
     """A run, a checkpoint, a model preset such as u2pp_tiny, or dense: this model without experts."""
     freeze: list[str] = field(default_factory=list)
-    """Parameter prefixes that stay as they are, e.g. [encoder.embed]."""
+    """Parameter prefixes that stay as they are, e.g. [encoder.subsampling]."""
     runs: str = "runs"
     """Folder of the run directories."""
     name: str | None = None

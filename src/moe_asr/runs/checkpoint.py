@@ -64,7 +64,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"{path} does not exist; give a run directory (see runs/) or a checkpoint file.")
     file = path / "checkpoints" / "model.pt" if path.is_dir() else path
     if not file.exists():
-        raise InputError(f"{path} holds no finished model (checkpoints/model.pt); train it to its end first.")
+        begun = (path / "checkpoints").is_dir()
+        remedy = "train it to its end first" if begun else "it is no run directory; give one, such as runs/demo"
+        raise InputError(f"{path} holds no finished model (checkpoints/model.pt); {remedy}.")
     try:
         plain = torch.load(file, map_location="cpu", weights_only=True)
         fields = plain["config"], plain["tokenizer"], plain["weights"]

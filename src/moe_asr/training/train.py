@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -68,14 +69,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     with only_process(run):
+        state = recovery_state(run)
+        try:
+            tokenizer, data, problems = load_data(config, state)
+            model = initial_model(config, tokenizer, data.cuts, state)
+        except InputError:
+            if state is None:  # what was refused leaves nothing behind, and a link where it was
+                shutil.rmtree(run.path)
+            raise
         if config.name:
             link(run.path.parent / config.name, run.path)
         write_atomically(run.path / "config.yaml", lambda file: file.write(OmegaConf.to_yaml(resolved)))
         write_json(run.path / "environment.json", environment())
-        state = recovery_state(run)
-        tokenizer, data, problems = load_data(config, state)
         report_problems(run, problems, len(data.cuts) + len(problems))
-        model = initial_model(config, tokenizer, data.cuts, state)
         print(outline(config, model))
         wandb = (
             None if config.logger.mode is LoggerMode.disabled else WandbRun(config.logger, run, config.name, resolved)
