@@ -155,7 +155,8 @@ def main() -> None:
         print(f"moe-asr: {error.filename} cannot be used ({error.strerror}); give another place.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("moe-asr: interrupted" + ("; the same command goes on where this one stopped." if "train" in words[:1] else "."), file=sys.stderr)
+        goes_on = "; the same command goes on where this one stopped" if "train" in words else ""
+        print(f"moe-asr: interrupted{goes_on}.", file=sys.stderr)
         sys.exit(130)
 
 
