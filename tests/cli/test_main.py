@@ -199,7 +199,7 @@ sweep("train", TrainConfig, ["seed=1,2", "optim=adam,adamw", "optim.lr_scale={en
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = [f"{seed} {name} none {{'encoder': 0.1}}" for seed in (1, 2) for name in ("adam", "adamw")]
+    expected = [f"{seed} {name} None {{'encoder': 0.1}}" for seed in (1, 2) for name in ("adam", "adamw")]
     assert (tmp_path / "points").read_text().splitlines() == expected
     wrong = program("train", "-m", "seed=1,2", "trainer.epochs=0", folder=tmp_path)
     assert wrong.returncode == 2
