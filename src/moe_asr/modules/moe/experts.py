@@ -18,7 +18,9 @@ class Experts(nn.Module):
     Without bias, b_in and b_out are zeros that are not trained.
     """
 
+    w_in: nn.Parameter
     b_in: Tensor
+    w_out: nn.Parameter
     b_out: Tensor
 
     def __init__(
@@ -32,14 +34,14 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.activation, self.dropout = num_experts, activation, Dropout(dropout)
-        self.w_in = nn.Parameter(torch.empty(num_experts, hidden, width).uniform_(-(width**-0.5), width**-0.5))
-        self.w_out = nn.Parameter(torch.empty(num_experts, width, hidden).uniform_(-(hidden**-0.5), hidden**-0.5))
-        for name, outputs, inputs in (("b_in", hidden, width), ("b_out", width, hidden)):
+        for end, outputs, inputs in (("in", hidden, width), ("out", width, hidden)):
+            weight = torch.empty(num_experts, outputs, inputs).uniform_(-(inputs**-0.5), inputs**-0.5)
+            self.register_parameter(f"w_{end}", nn.Parameter(weight))
             if bias:
                 tensor = torch.empty(num_experts, outputs).uniform_(-(inputs**-0.5), inputs**-0.5)
-                self.register_parameter(name, nn.Parameter(tensor))
+                self.register_parameter(f"b_{end}", nn.Parameter(tensor))
             else:
-                self.register_buffer(name, torch.zeros(num_experts, outputs))
+                self.register_buffer(f"b_{end}", torch.zeros(num_experts, outputs))
         self.backend: Backend = sorted_rows
 
     def forward(self, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
