@@ -11,7 +11,7 @@ from moe_asr.config.model import require
 from moe_asr.config.placement import MoESite, moe_sites
 from moe_asr.config.routing import RoutingConfig
 from moe_asr.errors import InputError
-from moe_asr.modules.moe.routers import Forced, Router, fixed_expert, permuted, random_experts, without
+from moe_asr.modules.moe.routers import Around, Forced, Router, fixed_expert, permuted, random_experts, without
 from moe_asr.modules.moe.routing import NOTHING, Routing, Side
 from moe_asr.runs.recognizer import Recognizer, utterance_key
 
@@ -70,25 +70,14 @@ def replayable(folder: str, sites: list[MoESite], num_experts: int, top_k: int) 
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Around):
     """The ids and weights of a trace, looked up by utterance key and position; the logits are the router's own.
 
     numbers: of the utterances in the trace, by key. Raises InputError for an utterance, or frames, that it lacks.
     """
 
-    router: Router
     trace: Trace
     numbers: Mapping[int, int]
-
-    causal = True
-
-    @property
-    def num_experts(self) -> int:
-        return self.router.num_experts
-
-    @property
-    def top_k(self) -> int:
-        return self.router.top_k
 
     def __call__(self, x: Tensor, valid: Tensor, site: MoESite, side: Side = NOTHING) -> Routing:
         own, rows, stored = self.router(x, valid, site, side), self.rows(valid, side), self.trace.sites[str(site)]

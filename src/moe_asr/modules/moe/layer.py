@@ -1,6 +1,7 @@
 """The Mixture-of-Experts feed-forward layer: ask the router, compute the chosen experts, return both."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +43,11 @@ class MoEFeedForward(nn.Module):
             raise ValueError(f"{site} is a Mixture-of-Experts layer and needs a router: pass the model's routers.")
         routing = router(x, valid, site, side)
         rows, ids, weights = x.flatten(0, 1), routing.expert_ids.flatten(0, 1), routing.weights.flatten(0, 1)
-        y = torch.zeros_like(x)
-        for bank, places in zip(self.banks, self.places, strict=True):
-            y = y + bank(rows, ids if self.uniform else places[ids], weights).view_as(x)
+        routed = (
+            bank(rows, ids if self.uniform else places[ids], weights)
+            for bank, places in zip(self.banks, self.places, strict=True)
+        )
+        y = reduce(torch.add, routed).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, valid, site, None, side)[0].masked_fill(~valid.unsqueeze(-1), 0.0)
         return y, routing

@@ -124,11 +124,10 @@ def _overflow(expert_ids: Tensor, valid: Tensor, num_experts: int, factor: float
 
 
 @dataclass(frozen=True)
-class Biased:
-    """A router with the balance bias (E,) of one site, which belongs to the site even where the router is shared."""
+class Around:
+    """What is built around another router is a router of the same shape."""
 
-    router: TopKRouter
-    bias: Tensor
+    router: Router
 
     @property
     def num_experts(self) -> int:
@@ -141,32 +140,27 @@ class Biased:
     @property
     def causal(self) -> bool:
         return self.router.causal
+
+
+@dataclass(frozen=True)
+class Biased(Around):
+    """A router with the balance bias (E,) of one site, which belongs to the site even where the router is shared."""
+
+    router: TopKRouter
+    bias: Tensor
 
     def __call__(self, x: Tensor, valid: Tensor, site: MoESite, side: Side = NOTHING) -> Routing:
         return self.router(x, valid, site, side, self.bias)
 
 
 @dataclass(frozen=True)
-class Forced:
+class Forced(Around):
     """A router whose chosen experts others replace: `choose` maps its routing to expert ids (B,N,K).
 
     Empty slots stay empty, and the weights are the router's own, so that only who computes is changed.
     """
 
-    router: Router
     choose: Callable[[Routing, MoESite, Side], Tensor]
-
-    @property
-    def num_experts(self) -> int:
-        return self.router.num_experts
-
-    @property
-    def top_k(self) -> int:
-        return self.router.top_k
-
-    @property
-    def causal(self) -> bool:
-        return self.router.causal
 
     def __call__(self, x: Tensor, valid: Tensor, site: MoESite, side: Side = NOTHING) -> Routing:
         routing = self.router(x, valid, site, side)
