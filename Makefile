@@ -14,7 +14,7 @@ setup: $(STAMP) ## create .venv with everything in it; nothing to do when it is 
 $(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[synthetic,dev]'
+	$(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[synthetic,analysis,launchers,dev]'
 	@touch $@
 
 demo: setup ## make the embedded corpus, train on it, print WER, RTF and expert use (about 6 minutes on 2 cores)
