@@ -27,7 +27,7 @@ from moe_asr.data.prepare_compose import compose_split
 from moe_asr.data.surroundings import TALKERS, Sounds, surround
 from moe_asr.data.synthetic import espeak
 from moe_asr.data.synthetic.accents import FOREIGN, draw_accented
-from moe_asr.data.synthetic.corpus import REMEDY, cuts_of
+from moe_asr.data.synthetic.corpus import GENERATION, REMEDY, cuts_of
 from moe_asr.data.synthetic.recipes import sentences
 from moe_asr.data.synthetic.render import SAMPLE_RATE, Session, Voice, in_processes, render
 from moe_asr.errors import InputError
@@ -58,6 +58,7 @@ def stated(config: PrepareConfig) -> dict[str, Any]:
         "talkers": TALKERS,
         "long": {"seconds": LONG.seconds, "pause": LONG.pause},
         "accents": FOREIGN,
+        "generation": GENERATION,
         "espeakng_loader": version("espeakng-loader"),
         "made_of": config.domains.fsdd and read_card(config.domains.fsdd).config_hash,
     }

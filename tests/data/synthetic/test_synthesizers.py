@@ -28,6 +28,10 @@ def equal(a: Speech, b: Speech) -> bool:
     return a.phones == b.phones and numpy.array_equal(a.samples, b.samples)
 
 
+def speak_16(voice: Voice) -> Speech:
+    return voice.speak("16", 1)
+
+
 def share_of_hiss(speech: Speech, symbol: str) -> float:
     """The share of energy above 3.5 kHz within the phones of that name."""
     spectra = [
@@ -77,6 +81,14 @@ def test_espeak_has_every_accent_and_variant(worker: ProcessPoolExecutor) -> Non
     missing = EspeakVoice("v", "", "xx-nowhere+f1", 50, 50, 180)
     with pytest.raises(RuntimeError, match="no voice"):
         worker.submit(missing.speak, "2", 1).result()
+
+
+def test_espeak_variants_say_the_same_in_every_process(worker: ProcessPoolExecutor) -> None:
+    voices = [EspeakVoice("v", "", f"en-us+{variant}", 50, 50, 180) for variant in VARIANTS.split()]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        said = [pool.map(speak_16, voices) for pool in (worker, other)]
+        differing = [voice.kind for voice, *pair in zip(voices, *said, strict=True) if not equal(*pair)]
+    assert differing == []
 
 
 def test_espeak_joins_modifiers_and_hears_nothing_in_silence(worker: ProcessPoolExecutor) -> None:

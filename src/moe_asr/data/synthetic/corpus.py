@@ -22,7 +22,7 @@ from moe_asr.data.synthetic.render import SAMPLE_RATE, Phone, Session, Utterance
 from moe_asr.errors import InputError
 from moe_asr.randomness import key_seed, numpy_rng
 
-_GENERATION = 2  # part of the options' hash: raise it when equal options make another corpus than before
+GENERATION = 3  # part of the options' hash: raise it when equal options make another corpus than before
 _SHORTEST = 0.25  # no utterance has fewer seconds
 LICENCES = {
     Engine.espeak: "Speech made by the separate program espeak-ng (GPL-3.0-or-later), which is no part of it.",
@@ -115,7 +115,7 @@ def _with_engine(config: SyntheticConfig) -> tuple[SyntheticConfig, list[str]]:
 def _options(config: SyntheticConfig) -> dict[str, Any]:
     """Everything the corpus depends on, as plain values."""
     enums = {"recipe": config.recipe.value, "engine": config.engine.value}
-    options = {**dataclasses.asdict(config), **enums, "generation": _GENERATION}
+    options = {**dataclasses.asdict(config), **enums, "generation": GENERATION}
     if config.engine is Engine.espeak:
         options["espeakng_loader"] = version("espeakng-loader")
     if config.text is not None and Path(config.text).is_file():

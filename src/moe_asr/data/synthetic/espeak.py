@@ -27,10 +27,11 @@ ACCENTS = {
     "es": "es es-419",
     "pt": "pt pt-br",
 }
-# The voice variants that sound like a person: no whispers, robots or cartoons.
+# The voice variants that sound like a person: no whispers, robots or cartoons; nor caleb and Reed, whose audio differs
+# from process to process.
 VARIANTS = """
     f1 f2 f3 f4 f5 m1 m2 m3 m4 m5 m6 m7 m8 Alex Alicia Andrea Andy Annie Denis Diogo Gene Henrique Hugo Lee
-    Marco Mario Michael Mike Nguyen Reed adam anika aunty belinda benjamin boris caleb david ed edward edward2
+    Marco Mario Michael Mike Nguyen adam anika aunty belinda benjamin boris david ed edward edward2
     grandma grandpa gustave ian john kaukovalta klatt4 klatt5 linda marcelo max michel miguel mike2 norbert
     pablo paul pedro quincy rob robert sandro shelby steph travis victor zac"""
 
