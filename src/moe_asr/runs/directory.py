@@ -10,6 +10,8 @@ results.json       what was measured, once the run is done
 hypotheses/        per test set, a line per utterance
 tuned/             decode weights chosen on dev, a file per mode
 wandb/             the W&B run
+log.txt            of a job of a sweep: all that it printed
+failure.json       of a job of a sweep that failed: its exit code; gone when it is tried again
 """
 
 import csv
@@ -19,9 +21,11 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,6 +73,35 @@ class RunDirectory:
     def results(self) -> Path:
         return self.path / "results.json"
 
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+
+class Status(StrEnum):
+    """How far a run is, as its directory tells."""
+
+    pending = "pending"
+    running = "running"
+    killed = "killed"
+    """Begun, and ended neither by success nor by failure: it goes on where it was."""
+    failed = "failed"
+    done = "done"
+
+
+def status(run: RunDirectory) -> Status:
+    if run.results.exists():
+        return Status.done
+    if any(map(held, (run.path / TRAINER, run.path / SUPERVISOR))):
+        return Status.running
+    if run.failure.exists():
+        return Status.failed
+    return Status.killed if run.log.exists() or (run.path / "config.yaml").exists() else Status.pending
+
 
 def open_run(config: dict[str, Any]) -> RunDirectory:
     """Creates the directory of a configuration, or finds it again; a finished one gets its new `name` at once."""
@@ -90,15 +123,41 @@ def read_results(run: RunDirectory) -> dict[str, Any] | None:
     return json.loads(run.results.read_text(encoding="utf8")) if run.results.exists() else None
 
 
+TRAINER, SUPERVISOR = ".lock", ".job"
+"""What a process that trains in a run directory holds, and one that sees to it that another does."""
+
+
 @contextmanager
-def only_process(run: RunDirectory) -> Iterator[None]:
-    """Holds the run directory; raises InputError while another process trains in it. A killed process holds nothing."""
-    with (run.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{run.path} is being trained by another process; wait for it or stop it.") from error
+def only_process(run: RunDirectory, role: str = TRAINER) -> Iterator[None]:
+    """Holds the run directory; raises InputError while another process does. A killed process holds nothing."""
+    with (run.path / role).open("w") as file:
+        for attempt in range(ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if attempt == ATTEMPTS - 1:
+                    raise InputError(
+                        f"{run.path} is being trained by another process; wait for it or stop it."
+                    ) from error
+                time.sleep(0.01)
         yield
+
+
+ATTEMPTS = 5
+"""To hold a file that `held` may be looking at, which it does for some microseconds."""
+
+
+def held(lock: Path) -> bool:
+    """Whether a process, this one included, holds the file."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def link(name: Path, target: Path) -> None:
