@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_asr.runs.recognizer import Recognizer
+
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -66,3 +68,12 @@ main()
     widths = [said[i][0].removeprefix("moe.expert_width=").removesuffix(",") for i in (0, 2)]
     assert [said[i] for i in (1, 3)] == [[width, "None", "None"] for width in widths]
     assert int(widths[0]) < int(widths[1])
+
+
+def test_the_model_of_a_run(cli: Cli, untrained: Path) -> None:
+    code, out, err = cli("inspect", untrained, "decode.chunk=16")
+    assert (code, err) == (0, "")
+    assert "chunks of 16" in out
+    assert f"{len(Recognizer.load(untrained).tokenizer)} tokens" in out
+    code, _, err = cli("inspect", untrained, "model=u2pp_225m")
+    assert (code, err) == (2, "moe-asr: model=u2pp_225m cannot change the model of a run: leave out one of them.\n")

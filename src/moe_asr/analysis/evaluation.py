@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lhotse.cut import Cut
+from rich.console import Console
+from rich.progress import track
 
 from moe_asr.analysis.latency import BLOCK_SECONDS, watch
 from moe_asr.analysis.load import entropies, loads, measured
@@ -109,7 +111,8 @@ def evaluate_set(
     times: list[TimedBatch] = []
     problems: list[Problem] = []
     routed: RoutingSums | None = None
-    for group in similar(cuts, decode.batch, decode.batch_seconds):
+    groups, screen = similar(cuts, decode.batch, decode.batch_seconds), Console(stderr=True)
+    for group in track(groups, file.stem, console=screen, transient=True, disable=not screen.is_terminal):
         samples, unreadable = read_all(group, rate)
         problems += unreadable
         if not samples:

@@ -1,8 +1,20 @@
-"""`moe-asr inspect`: the model of a configuration as a table, without training it."""
+"""`moe-asr inspect [RUN]`: the model of a run or of a configuration as a table, without training it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from moe_asr.config.commands import InspectConfig
+from moe_asr.errors import InputError
 
 CONFIG = InspectConfig
+
+
+def complete(overrides: Sequence[str], positionals: Mapping[str, object]) -> list[str]:
+    """Refuses to change the model of a run, which is what it is."""
+    other = [override for override in overrides if not override.startswith(("decode.", "run="))]
+    if other and ("run" in positionals or any(override.startswith("run=") for override in overrides)):
+        raise InputError(f"{other[0]} cannot change the model of a run: leave out one of them.")
+    return list(overrides)
 
 
 def run(config: InspectConfig) -> None:
@@ -12,7 +24,12 @@ def run(config: InspectConfig) -> None:
     from moe_asr.measure import flops
     from moe_asr.measure.matching import matched
     from moe_asr.models.u2pp import build_model, parameter_counts
+    from moe_asr.runs.checkpoint import load_checkpoint
 
+    if config.run is not None:
+        trained = load_checkpoint(config.run)
+        shown = {name: getattr(trained.config, name) for name in ("model", "moe", "router", "loss", "features")}
+        config = replace(config, **shown, match=None, match_to=None, vocab_size=len(trained.tokenizer))
     config, line = matched(config, config.vocab_size)
     if line:
         print(line)

@@ -124,6 +124,8 @@ class TranscribeConfig:
 class InspectConfig(TrainConfig):
     """The options of `train`, and the size of a vocabulary that need not exist yet."""
 
+    run: str | None = None
+    """A run directory or a checkpoint, whose model and vocabulary are shown instead."""
     vocab_size: int = 5000
 
     def __post_init__(self) -> None:

@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from moe_asr.errors import InputError, JobError
+from moe_asr.errors import InputError
 
 C = TypeVar("C")
+
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def config_folder() -> Path:
@@ -125,6 +127,8 @@ def explain(error: Exception, schema: type) -> str:
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             names, given = [m.name for m in hint], text.partition("'")[2].partition("'")[0]
             return f"{key}={given} is not known{closest(given, names)} It is one of {', '.join(names)}."
+        if (kind := KINDS.get(hint)) and text.count("'") >= 2:
+            return f"{key}={'null' if 'not Optional' in text else text.split(chr(39))[1]} is not {kind}."
     return f"{key}: {text}" if key else text
 
 
@@ -137,9 +141,10 @@ def compose_config(command: str, schema: type[C], overrides: list[str], values: 
     foreign = (groups().keys() - groups_of(schema)) & set(option_keys(schema))
     own = [override for override in overrides if override.partition("=")[0] in foreign]
     composed = _compose(command, schema, [checked(override, schema) for override in overrides if override not in own])
-    if composed.hydra.sweeper.params:
-        grid = " ".join(f"{key}={value}" for key, value in composed.hydra.sweeper.params.items())
-        raise InputError(f"This is a grid ({grid}): add -m to run all of it.")
+    said = {override.lstrip("+").partition("=")[0] for override in overrides}
+    if axes := {key: value for key, value in (composed.hydra.sweeper.params or {}).items() if key not in said}:
+        grid = " ".join(f"{key}={value}" for key, value in axes.items())
+        raise InputError(f"This is a grid ({grid}): add -m to run all of it, or say which point of it.")
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist(own)))
     return to_typed(schema, {**without_hydra(composed), **plain, **(values or {})})
 
@@ -174,38 +179,21 @@ def without_hydra(composed: DictConfig) -> dict[str, Any]:
         raise InputError(str(error).splitlines()[0]) from error
 
 
-def sweep(command: str, schema: type[C], overrides: list[str], job: typing.Callable[[C], None]) -> None:
-    """Runs `job` for every point of a grid (``a=1,2 b=x,y`` or an experiment's own grid) through Hydra's launcher."""
-    import os
-    import sys
-
-    import hydra
+def multirun(command: str, schema: type, overrides: list[str], task: typing.Callable[[DictConfig], None]) -> None:
+    """Gives a grid (``a=1,2 b=x,y``, or an experiment's own) to the command's sweeper, which lets Hydra's launchers call
+    `task` with the configuration of each job, perhaps in another process."""
+    from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
-    overrides = [checked(override, schema) for override in overrides]
     ConfigStore.instance().store(name=f"{command}_schema", node=schema)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # our own door phrases the errors
-
-    failed: list[str] = []
-
-    def task(composed: DictConfig) -> None:
-        run = HydraConfig.get()
-        number, point = run.job.num, " ".join(run.overrides.task)
-        print(f"#{number}: {point}", flush=True)
-        try:
-            job(to_typed(schema, without_hydra(composed)))
-        except (InputError, JobError) as error:  # the other points may be sound
-            failed.append(f"#{number}: {error}")
-            print(f"#{number}: {error}", file=sys.stderr, flush=True)
-
-    sys.argv = [sys.argv[0], *overrides, "-m"]
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder().resolve()), config_name=command)(task)()
-    except (hydra.errors.HydraException, OmegaConfBaseException) as error:
+        with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
+            hydra = typing.cast(Any, GlobalHydra.instance().hydra)
+            hydra.multirun(command, task, [checked(override, schema) for override in overrides])
+    except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, schema)) from error
-    if failed:
-        raise InputError("\n  ".join([f"{len(failed)} of the jobs cannot be run:", *failed]))
 
 
 def option_help(schema: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:

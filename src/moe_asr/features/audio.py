@@ -113,6 +113,8 @@ def _resampler(old_rate: int, new_rate: int) -> Resample:
 
 
 def _open(source: str | Path | BinaryIO) -> soundfile.SoundFile:
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        raise InputError(f"{source} is a folder; name its audio files, such as {source}/*.wav.")
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise InputError(f"there is no audio file {source}; check the path.")
     try:
