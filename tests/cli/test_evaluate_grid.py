@@ -22,7 +22,7 @@ def test_evaluate_makes_a_grid_of_latencies_and_its_figure(cli: Cli, untrained: 
     assert results["largest_trained_chunk"] == 25
     assert out.count("words settle") == len(cells)
     assert {result["latency"]["streams"] for result in results["test"].values()} == {8}
-    assert (tmp_path / "trade-off.svg").read_text().startswith("<svg")
+    assert "</svg>" in (tmp_path / "trade-off.svg").read_text()
     assert {file.stem for file in (tmp_path / "out" / "hypotheses").iterdir()} == set(cells)
 
 

@@ -17,7 +17,6 @@ def run(config: EvaluateConfig) -> None:
 
     from moe_asr.analysis.evaluation import evaluate_splits
     from moe_asr.analysis.forcing import forced
-    from moe_asr.analysis.latency_figure import latency_figure
     from moe_asr.config.compose import compose_config, groups, to_plain
     from moe_asr.config.prepare import Corpus
     from moe_asr.config.program import TrainConfig
@@ -66,6 +65,8 @@ def run(config: EvaluateConfig) -> None:
         raise InputError(f"The results cannot be written ({error}); choose a folder with out=FOLDER.") from error
     if config.figure and not Path(config.figure).absolute().parent.is_dir():
         raise InputError(f"{Path(config.figure).parent} is no folder; choose another place with figure=FILE.")
+    if config.figure:  # refused before hours of work are lost, where matplotlib is missing
+        from moe_asr.analysis.figures import latency, save
     asked = dataclasses.replace(trained, data=data)
     streams = (config.streams or sys.maxsize) if config.latency else 0
     results: dict[str, Any] = {
@@ -84,4 +85,4 @@ def run(config: EvaluateConfig) -> None:
     print("\n".join([results_table(results), *domain_lines(results.get("domains", {}))]))
     print(f"results: {folder}")
     if config.figure:
-        Path(config.figure).write_text(latency_figure(results), encoding="utf8")
+        save(latency(results), config.figure)

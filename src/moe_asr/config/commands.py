@@ -38,7 +38,7 @@ class EvaluateConfig:
     streams: int | None = None
     """With latency=true: the first so many recordings of every set; null = all."""
     figure: str | None = None
-    """An SVG file that shows error rates against latencies."""
+    """FILE.svg, FILE.png or FILE.pdf: error rates against latencies."""
     device: str = "cpu"
     precision: InferencePrecision = InferencePrecision.fp32
     """bf16 and int8 are faster on CPUs, and need a second copy of the weights."""
@@ -52,6 +52,10 @@ class EvaluateConfig:
         check_computing(self.precision, self.experts)
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
         require(self.streams is None or self.streams >= 1, f"streams={self.streams} must be at least 1, or null.")
+        require(
+            self.figure is None or self.figure.endswith((".svg", ".png", ".pdf")),
+            f"figure={self.figure} is no name for a figure: end it in .svg, .png or .pdf.",
+        )
         require(self.figure is None or self.latency, "figure= shows latencies: write latency=true too.")
         require(all(left is None or left >= 0 for left in self.lefts), "lefts must be at least 0, or null for all.")
         require(
