@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import soundfile
+import torch
 
 from moe_asr.analysis.trace import load_trace
 from moe_asr.data.manifest import load_samples, read_split
+from moe_asr.errors import InputError
+from moe_asr.randomness import key_seed
+from moe_asr.runs.checkpoint import build, initial_weights, load_checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -89,6 +95,26 @@ def test_a_file_is_known_by_its_name(cli: Cli, untrained: Path, digits: Path, tr
 def test_impossible_options_are_refused(cli: Cli, untrained: Path, word: str, sentence: str) -> None:
     code, _, err = cli("trace", untrained, word)
     assert (code, sentence in err) == (2, True)
+
+
+def test_a_run_is_traced_as_it_was_before_training(cli: Cli, trained_moe: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(trained_moe)
+    began = initial_weights(checkpoint)
+    torch.manual_seed(key_seed("init", checkpoint.config.seed))
+    drawn = build(checkpoint.config, checkpoint.tokenizer).state_dict()
+    for name, value in began.items():
+        source = checkpoint.weights if ".cmvn." in name else drawn
+        torch.testing.assert_close(value, source[name], rtol=0, atol=0)
+    traces = []
+    for initial in ("false", "true"):
+        folder = tmp_path / initial
+        assert cli("trace", trained_moe, "sets=[seen]", f"initial={initial}", f"out={folder}")[0] == 0
+        traces.append(load_trace(folder))
+    assert [trace.card["initial"] for trace in traces] == [False, True]
+    assert not numpy.array_equal(*(trace.sites["encoder.00.ffn_out"].entropy for trace in traces))
+    tuned = replace(checkpoint, config=replace(checkpoint.config, init_from="runs/other"))
+    with pytest.raises(InputError, match="began with the weights of runs/other: trace that one"):
+        initial_weights(tuned)
 
 
 def test_a_checkpoint_file_has_no_place_for_a_trace(cli: Cli, untrained: Path) -> None:

@@ -22,7 +22,7 @@ def run(config: TraceConfig) -> None:
 
     torch.set_num_threads(config.threads)
     keep_freed_memory()
-    recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts)
+    recognizer = Recognizer.load(config.run, config.device, config.precision, config.experts, config.initial)
     recognizer = forced(recognizer, config.routing)
     data = config.data or recognizer.config.data.path
     splits = config.sets or recognizer.config.data.test
@@ -35,6 +35,7 @@ def run(config: TraceConfig) -> None:
         "data": data,
         "sets": splits,
         "routing": to_plain(config.routing) if config.routing.choose else None,
+        "initial": config.initial,
         "precision": config.precision,
         **environment(),
     }

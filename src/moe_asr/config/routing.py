@@ -46,6 +46,8 @@ class TraceConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """decode.chunk=16 traces what a stream in such chunks decides."""
     routing: RoutingConfig = field(default_factory=RoutingConfig)
+    initial: bool = False
+    """Trace the run's model as it was before training: what a router decides that has learnt nothing."""
     shard_frames: int = 100_000
     """Frames (40 ms) per file of the trace, which bound the memory."""
     device: str = "cpu"

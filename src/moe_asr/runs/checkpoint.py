@@ -14,6 +14,7 @@ from moe_asr.config.program import TrainConfig
 from moe_asr.errors import InputError
 from moe_asr.features.tokenizer import Tokenizer
 from moe_asr.models.u2pp import AsrModel, build_model
+from moe_asr.randomness import key_seed
 from moe_asr.runs.directory import RunDirectory, environment, write_atomically, write_json
 
 
@@ -87,3 +88,20 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> AsrModel:
         blank=tokenizer.blank,
         sos_eos=tokenizer.sos_eos,
     )
+
+
+def build_initial(config: TrainConfig, tokenizer: Tokenizer) -> AsrModel:
+    """The untrained model of a configuration with the weights that its seed draws: those that training begins with."""
+    torch.manual_seed(key_seed("init", config.seed))
+    return build(config, tokenizer)
+
+
+def initial_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What training began with, beside the statistics of the features, which it does not change.
+
+    Raises InputError for a run that began with the weights of another.
+    """
+    if source := checkpoint.config.init_from:
+        raise InputError(f"this run began with the weights of {source}: trace that one.")
+    drawn = build_initial(checkpoint.config, checkpoint.tokenizer).state_dict()
+    return drawn | {name: value for name, value in checkpoint.weights.items() if name.startswith("encoder.cmvn.")}

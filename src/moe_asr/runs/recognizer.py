@@ -27,7 +27,7 @@ from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules.moe.routing import NOTHING, RoutingTrace, Side
 from moe_asr.modules.moe.sharing import Routers
 from moe_asr.randomness import key_seed
-from moe_asr.runs.checkpoint import build, load_checkpoint
+from moe_asr.runs.checkpoint import build, initial_weights, load_checkpoint
 from moe_asr.runs.streaming import Session
 from moe_asr.runs.transcripts import FRAME_SECONDS, AlignedText, Timed, Transcript, words_of
 from moe_asr.tensors import Chunking
@@ -53,10 +53,12 @@ class Recognizer:
         device: str = "cpu",
         precision: InferencePrecision = InferencePrecision.fp32,
         experts: ExpertBackend = ExpertBackend.auto,
+        initial: bool = False,
     ) -> "Recognizer":
         """From a run directory or checkpoint file, computing as `prepare` explains; the options may be plain strings.
 
-        Raises InputError when there is no model, or it cannot compute like this here.
+        initial: with the weights that training began with, a control. Raises InputError when there is no model, or it
+        cannot compute like this here.
         """
         try:
             computing = InferencePrecision(precision), ExpertBackend(experts)
@@ -65,7 +67,7 @@ class Recognizer:
             raise InputError(f"{error}: {known}.") from error
         checkpoint = load_checkpoint(path)
         model = build(checkpoint.config, checkpoint.tokenizer)
-        model.load_state_dict(checkpoint.weights)
+        model.load_state_dict(initial_weights(checkpoint) if initial else checkpoint.weights)
         recognizer = Recognizer.of(model, checkpoint.tokenizer, checkpoint.config, device)
         prepare(model, *computing)
         return recognizer

@@ -35,8 +35,8 @@ from moe_asr.measure.matching import matched
 from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import AsrModel, parameter_counts
 from moe_asr.models.upcycling import upcycled
-from moe_asr.randomness import key_seed, numpy_rng
-from moe_asr.runs.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint, save_tensors
+from moe_asr.randomness import numpy_rng
+from moe_asr.runs.checkpoint import Checkpoint, build, build_initial, load_checkpoint, save_checkpoint, save_tensors
 from moe_asr.runs.directory import (
     AppendLog,
     RunDirectory,
@@ -190,8 +190,7 @@ def initial_model(
 
     Raises InputError for a dense `init_from` that cannot become the mixture.
     """
-    torch.manual_seed(key_seed("init", config.seed))
-    model = build(config, tokenizer)
+    model = build_initial(config, tokenizer)
     if state is not None:
         model.load_state_dict(state["weights"])
     else:
