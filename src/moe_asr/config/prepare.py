@@ -24,6 +24,8 @@ class Corpus(StrEnum):
     """Any corpus that lhotse has a recipe for: TED-LIUM, AMI, Common Voice, ..."""
     domains = "domains"
     """The robustness suite: test sets of new voices, fast, slow, in noise and rooms, with accents, ..."""
+    tokenizer = "tokenizer"
+    """No corpus, but word pieces of a prepared one: a sentencepiece model, for tokenizer.file= of `train`."""
 
 
 @dataclass
@@ -128,12 +130,22 @@ class DomainsConfig:
 
 
 @dataclass
+class PiecesConfig:
+    """Word pieces that several runs or other programs can share; `train` learns its own unless it is given some."""
+
+    vocab_size: int = 500
+    splits: list[str] = field(default_factory=lambda: ["train"])
+    """Whose texts they are learnt from."""
+
+
+@dataclass
 class PrepareConfig:
     corpus: Corpus = MISSING
     source: str = ""
     """Where the corpus lies: a folder, or for jsonl also a file."""
     out: str | None = None
-    """Folder of the prepared corpus; null = data/<corpus>, data/<recipe> (synthetic), data/<name> (lhotse)."""
+    """Folder of the prepared corpus; null = data/<corpus>, data/<recipe> (synthetic), data/<name> (lhotse), and for
+    tokenizer the file SOURCE-bpe<vocab_size>.model."""
     overwrite: bool = False
     """Replace what was prepared there with other options."""
     lower: bool = False
@@ -152,14 +164,21 @@ class PrepareConfig:
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     lhotse: LhotseConfig = field(default_factory=LhotseConfig)
     domains: DomainsConfig = field(default_factory=DomainsConfig)
+    tokenizer: PiecesConfig = field(default_factory=PiecesConfig)
 
     def __post_init__(self) -> None:
         seed = self.synthetic.seed
         require(seed == SyntheticConfig.seed, f"synthetic.seed={seed} would be overruled; write seed={seed}.")
         require(self.workers >= 0, f"workers={self.workers} must not be negative; 0 = one per core.")
+        require(
+            self.corpus != Corpus.tokenizer or (self.out or ".model").endswith(".model"),
+            f"out={self.out} becomes a sentencepiece model, which train knows by its name: write out={self.out}.model.",
+        )
 
     @property
     def folder(self) -> str:
+        if self.corpus is Corpus.tokenizer:
+            return self.out or f"{self.source.rstrip('/')}-bpe{self.tokenizer.vocab_size}.model"
         grammar = "-grammar" if self.domains.recipe is Recipe.grammar else ""
         names = {Corpus.synthetic: self.synthetic.recipe, Corpus.domains: f"domains{grammar}"}
         names[Corpus.lhotse] = "lhotse" if self.lhotse.name == "cuts" else self.lhotse.name

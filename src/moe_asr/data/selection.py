@@ -1,17 +1,17 @@
 """Which utterances can be trained on: everything left out is counted and listed by id, never dropped silently."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
 from lhotse.cut import Cut
 
-from moe_asr.config.data import AugmentConfig, DataConfig, FeaturesConfig, TokenUnit
+from moe_asr.config.data import AugmentConfig, DataConfig, FeaturesConfig, TokenizerConfig, TokenUnit
 from moe_asr.config.model import Subsampling
 from moe_asr.data.manifest import Problem, Utterance, describe
 from moe_asr.features.fbank import LogMel
-from moe_asr.features.tokenizer import Tokenizer
+from moe_asr.features.tokenizer import Tokenizer, train_tokenizer
 from moe_asr.modules.subsampling import frame_lengths
 
 
@@ -19,6 +19,11 @@ def target_text(utterance: Utterance, unit: TokenUnit) -> str:
     """What a model learns and is scored on: the words of an utterance, or its phones."""
     text = utterance.phones if unit is TokenUnit.phone else utterance.text
     return " ".join((text or "").split())
+
+
+def learn_tokenizer(config: TokenizerConfig, cuts: Iterable[Cut]) -> Tokenizer:
+    """The tokens of what the utterances say; raises InputError as `train_tokenizer` does."""
+    return train_tokenizer(config, [target_text(describe(cut), config.unit) for cut in cuts])
 
 
 def ctc_frames_needed(tokens: Sequence[int]) -> int:
