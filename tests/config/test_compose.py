@@ -18,6 +18,7 @@ from moe_asr.config.align import AlignConfig
 from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeConfig
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
+from moe_asr.config.pages import ExploreConfig
 from moe_asr.config.prepare import PrepareConfig
 from moe_asr.config.program import Keep, Precision, TrainConfig
 from moe_asr.config.prune import PruneConfig
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type] = {
     "tune": TuneConfig,
     "prepare": PrepareConfig,
     "trace": TraceConfig,
+    "explore": ExploreConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
     "prune": PruneConfig,

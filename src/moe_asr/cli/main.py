@@ -31,6 +31,7 @@ COMMANDS = {
     "benchmark": Command("rtf|profile|layer", "speed of models, of a model's parts, or of MoE backends", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
     "trace": Command("RUN", "which experts the routers choose for every frame of a corpus, as arrays", ("run",)),
+    "explore": Command("RUN AUDIO", "audio, words and experts frame by frame, as a page", ("run", "audio")),
     "inspect": Command("[RUN]", "a run's model, or that of a configuration, as a table, without training it", ("run",)),
     "prune": Command("RUN OUT", "a run's num_experts=N most used experts; the rest dropped or merged", ("run", "out")),
     "import-checkpoint": Command(
