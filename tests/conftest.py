@@ -21,6 +21,7 @@ from moe_asr.data.synthetic.corpus import generate
 from moe_asr.features.cmvn import feature_statistics
 from moe_asr.features.fbank import LogMel
 from moe_asr.features.tokenizer import SPECIALS, Tokenizer
+from moe_asr.modules import fused
 from moe_asr.runs.checkpoint import Checkpoint, build, save_checkpoint
 from moe_asr.tensors import Chunking
 
@@ -31,6 +32,12 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 DIGITS = ("zero", "oh", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel() -> None:
+    """Compiled before tests of what is printed."""
+    fused.library()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from moe_asr.errors import InputError
 from moe_asr.models import inference
 from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import parameter_counts
-from moe_asr.modules import packed
+from moe_asr.modules import fused, packed
 from moe_asr.modules.moe.experts import Experts, loop, sorted_rows
 from moe_asr.modules.packed import PackedLinear
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, PackedSubsampling, pack_subsampling
@@ -123,8 +123,12 @@ def test_backends_are_chosen_by_name_or_by_what_the_machine_can_do(make_model, m
     fp32, bf16 = InferencePrecision.fp32, InferencePrecision.bf16
     assert chosen(fp32, ExpertBackend.loop) is loop
     assert chosen(fp32, ExpertBackend.sorted) is sorted_rows
-    with pytest.raises(InputError, match=r"experts=loop computes in fp32: write experts=packed or precision=fp32"):
+    with pytest.raises(InputError, match=r"experts=loop computes in fp32: write experts=auto or precision=fp32"):
         chosen(bf16, ExpertBackend.loop)
+    monkeypatch.setattr(fused, "library", lambda: None)
+    assert prepare(make_model("shared")) is ExpertBackend.packed
+    with pytest.raises(InputError, match=r"fused kernel cannot compute in fp32 here.*experts=packed"):
+        chosen(fp32, ExpertBackend.fused)
     for module in (inference, packed):
         monkeypatch.setattr(module, "supported", lambda precision: False)
     assert chosen() is sorted_rows

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from moe_asr.config.inference import InferencePrecision
-from moe_asr.modules import packed
+from moe_asr.modules import fused, packed
 from moe_asr.modules.moe.experts import BACKENDS, Experts, grouped, loop, sorted_rows, use_backend
 
-ERROR = {"packed_fp32": 1e-6, "packed_bf16": 5e-3, "packed_int8": 2e-2}
+ROUNDING = {"fp32": 1e-6, "bf16": 5e-3, "int8": 2e-2}
+KERNELS = {"packed": packed, "fused": fused}
+ERROR = {f"{kernel}_{precision}": error for kernel in KERNELS for precision, error in ROUNDING.items()}
 """Relative, in norm."""
 
 
@@ -19,7 +21,8 @@ def relative(one, two):
 
 
 def made(name, experts):
-    if name in ERROR and not packed.supported(InferencePrecision(name.removeprefix("packed_"))):
+    kernel, _, precision = name.partition("_")
+    if name in ERROR and not KERNELS[kernel].supported(InferencePrecision(precision)):
         pytest.skip(f"no kernels for {name} on this machine")
     return BACKENDS[name](experts)
 
@@ -57,10 +60,11 @@ def test_sorted_is_loop_with_gradients(num_experts, top_k, rows):
 
 @pytest.mark.parametrize("name", list(ERROR))
 @pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (4, 1), (4, 2)])
-@pytest.mark.parametrize("activation", [F.silu, F.relu])
-def test_packed_is_close_to_loop_in_float64(name, num_experts, top_k, activation):
+@pytest.mark.parametrize("activation", [F.silu, F.relu, F.gelu])
+@pytest.mark.parametrize("hidden", [96, 70])
+def test_packed_is_close_to_loop_in_float64(name, num_experts, top_k, activation, hidden):
     torch.manual_seed(0)
-    experts = Experts(num_experts, 64, 96, activation, 0.1).eval()
+    experts = Experts(num_experts, 64, hidden, activation, 0.1).eval()
     backend, exact = made(name, experts), copy.deepcopy(experts).double()
     with torch.inference_mode():
         for rows in (0, 1, 5, 33, packed.WARM_ROWS * num_experts + 7):
@@ -187,7 +191,7 @@ def test_on_a_gpu(rows):
             assert relative(one.cpu(), two) < error
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name.startswith("packed")])
+@pytest.mark.parametrize("name", list(ERROR))
 def test_packing_leaves_the_state_and_knows_when_it_is_stale(name):
     torch.manual_seed(5)
     model = torch.nn.Sequential(Experts(3, 16, 24, F.silu, 0.0)).eval()

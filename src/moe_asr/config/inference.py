@@ -15,16 +15,18 @@ class InferencePrecision(StrEnum):
 
 class ExpertBackend(StrEnum):
     auto = "auto"
-    """packed on a CPU that has the kernels, else sorted."""
+    """fused on a CPU with a compiler, else packed on one that has the kernels, else sorted."""
     loop = "loop"
     sorted = "sorted"
     packed = "packed"
     """Laid out for the CPU once, at the price of a second copy in memory."""
+    fused = "fused"
+    """Like packed, but by a kernel of our own, which a C++ compiler makes when it is first needed."""
 
 
 def check_computing(precision: InferencePrecision, experts: ExpertBackend) -> None:
     """Raises InputError for a pair that contradicts itself."""
     require(
-        precision is InferencePrecision.fp32 or experts in (ExpertBackend.auto, ExpertBackend.packed),
-        f"experts={experts} computes in fp32: write experts=packed or precision=fp32.",
+        precision is InferencePrecision.fp32 or experts not in (ExpertBackend.loop, ExpertBackend.sorted),
+        f"experts={experts} computes in fp32: write experts=auto or precision=fp32.",
     )

@@ -3,6 +3,7 @@
 from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import require
 from moe_asr.models.u2pp import AsrModel
+from moe_asr.modules import fused
 from moe_asr.modules.moe.experts import Experts, pack, use_backend
 from moe_asr.modules.packed import pack_linears, supported
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, pack_subsampling
@@ -23,21 +24,24 @@ def prepare(
     check_computing(precision, experts)
     on_cpu, fp32 = next(model.parameters()).is_cpu, precision is InferencePrecision.fp32
     possible = on_cpu and supported(precision)
-    if experts is ExpertBackend.auto:
+    if experts is ExpertBackend.auto and on_cpu and fused.supported(precision):
+        experts = ExpertBackend.fused
+    elif experts is ExpertBackend.auto:
         experts = ExpertBackend.sorted if fp32 and not possible else ExpertBackend.packed
-    packed = experts is ExpertBackend.packed
+    fuse = experts is ExpertBackend.fused
+    packed = fuse or experts is ExpertBackend.packed
     require(on_cpu or not packed, "Packed weights are for CPUs: write device=cpu, or precision=fp32 experts=sorted.")
     if not packed:
         use_backend(model, str(experts))
     subsampling = model.encoder.subsampling
     for module in model.modules() if packed else ():
         if isinstance(module, Experts):
-            module.backend = pack(module, precision, release)
-    if fp32 and not possible:
+            module.backend = pack(module, precision, release, fuse)
+    if fp32 and not possible and not fuse:
         return experts
     skipped = {*model.routers.modules()}
     if isinstance(subsampling, ConvolutionalSubsampling):
         skipped |= {*subsampling.modules()}
-        pack_subsampling(subsampling, precision, release)
-    pack_linears(model, precision, skipped, release)
+        pack_subsampling(subsampling, precision, release, fuse)
+    pack_linears(model, precision, skipped, release, fuse)
     return experts

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.model import require
+from moe_asr.modules import fused
+from moe_asr.modules.fused import CENTRED
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -20,10 +22,8 @@ LAYOUT_ROWS = 64
 """The number of rows that oneDNN lays weights out for; any from 16 to 256 is equally fast, and 1 is slow."""
 WARM_ROWS = 128
 """Up to which `compile_kernels` works ahead."""
-FUSED: dict[Callable[[Tensor], Tensor] | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", F.gelu: "gelu"}
+POST_OPS: dict[Callable[[Tensor], Tensor] | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", F.gelu: "gelu"}
 """oneDNN's names of what it computes on results before it stores them."""
-CENTRED, AFTER_ACTIVATION = 0.5, 0.19
-"""Share of the int8 range for inputs below 0; swish and gelu hardly give any, and relu none."""
 
 
 def supported(precision: InferencePrecision) -> bool:
@@ -41,12 +41,17 @@ def pack_linear(
     precision: InferencePrecision,
     activation: Callable[[Tensor], Tensor] | None = None,
     negative_share: float = CENTRED,
+    fuse: bool = False,
 ) -> Linear:
     """weight (N,K), bias (N,) -> a function from x (R,K) to activation(x @ weight.T + bias) (R,N), in the dtype of x.
 
-    int8 rounds weights per output and inputs per row, so that no row's result depends on the other rows.
+    fuse: by `fused`. int8 rounds weights per output and inputs per row, so that no row's result depends on the others.
     Raises InputError where the machine lacks the kernels.
     """
+    if fuse:
+        known = activation in fused.ACTIVATIONS
+        maps = fused.pack(weight[None], bias[None], precision, activation if known else None, negative_share)
+        return lambda x: fused.linear(maps, x) if known or activation is None else activation(fused.linear(maps, x))
     require(supported(precision), f"precision={precision} has no kernels on this machine; write precision=fp32.")
     weight, bias = weight.detach().float(), bias.detach().float()
     if precision is InferencePrecision.int8:
@@ -69,7 +74,11 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linears(
-    model: nn.Module, precision: InferencePrecision, skipped: Container[nn.Module], release: bool = False
+    model: nn.Module,
+    precision: InferencePrecision,
+    skipped: Container[nn.Module],
+    release: bool = False,
+    fuse: bool = False,
 ) -> None:
     """Packs every nn.Linear of a model but those skipped. Raises InputError where the machine lacks the kernels."""
     for module in model.modules():
@@ -77,7 +86,7 @@ def pack_linears(
             bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
-            module.packed = pack_linear(module.weight, bias, precision)
+            module.packed = pack_linear(module.weight, bias, precision, fuse=fuse)
             if release:
                 give_up(module.weight)
             module.packed_from = identity(module)
@@ -105,13 +114,13 @@ def bucket(rows: int) -> int:
 
 def _reordered(weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Linear:
     weight, bias = torch.ops.mkldnn._reorder_linear_weight(weight, LAYOUT_ROWS), bias.clone()
-    fused = FUSED.get(activation)
+    known = POST_OPS.get(activation)
 
     def linear(x: Tensor) -> Tensor:
         rows, padding = x.to(bias.dtype), bucket(len(x)) - len(x)
         rows = F.pad(rows, (0, 0, 0, padding)) if padding else rows.contiguous()
-        y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, fused or "none", [], "none")[: len(x)].to(x.dtype)
-        return y if fused or activation is None else activation(y)
+        y = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, known or "none", [], "none")[: len(x)].to(x.dtype)
+        return y if known or activation is None else activation(y)
 
     return linear
 

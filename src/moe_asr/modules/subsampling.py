@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.model import EncoderConfig, Subsampling
-from moe_asr.modules.packed import AFTER_ACTIVATION, Identity, Linear, give_up, identity, pack_linear
+from moe_asr.modules.fused import AFTER_ACTIVATION
+from moe_asr.modules.packed import Identity, Linear, give_up, identity, pack_linear
 
 FACTOR = 4
 """Feature frames per frame."""
@@ -78,12 +79,14 @@ class PackedSubsampling(ConvolutionalSubsampling):
         return torch.cat(blocks, 1)
 
 
-def pack_subsampling(module: ConvolutionalSubsampling, precision: InferencePrecision, release: bool = False) -> None:
+def pack_subsampling(
+    module: ConvolutionalSubsampling, precision: InferencePrecision, release: bool = False, fuse: bool = False
+) -> None:
     """Raises InputError where the machine lacks the kernels."""
     weight, bias = module.conv2.weight.permute(0, 2, 3, 1).flatten(1), module.conv2.bias
     assert bias is not None
-    second = pack_linear(weight, bias, precision, F.relu, AFTER_ACTIVATION)
-    third = pack_linear(module._projection(), module.project.bias, precision, negative_share=AFTER_ACTIVATION)
+    second = pack_linear(weight, bias, precision, F.relu, AFTER_ACTIVATION, fuse)
+    third = pack_linear(module._projection(), module.project.bias, precision, None, AFTER_ACTIVATION, fuse)
     if release:
         give_up(module.conv2.weight, module.project.weight)
     module.__class__ = PackedSubsampling

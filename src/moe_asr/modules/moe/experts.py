@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_asr.config.inference import InferencePrecision
+from moe_asr.modules import fused
 from moe_asr.modules.dropout import Dropout
-from moe_asr.modules.packed import AFTER_ACTIVATION, compile_kernels, give_up, identity, pack_linear
+from moe_asr.modules.fused import AFTER_ACTIVATION
+from moe_asr.modules.packed import compile_kernels, give_up, identity, pack_linear
 
 
 class Experts(nn.Module):
@@ -132,12 +134,36 @@ def grouped(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor)
     return torch.zeros_like(rows).index_add(0, row, y.to(rows.dtype))
 
 
-def pack(experts: Experts, precision: InferencePrecision, release: bool = False) -> Backend:
+def pack(experts: Experts, precision: InferencePrecision, release: bool = False, fuse: bool = False) -> Backend:
     """Lays the weights out for inference on a CPU, as they are now: once they change, `sorted_rows` takes over.
 
-    So it does where gradients are wanted. release: the weights themselves are given up. Raises InputError where the
-    machine lacks the kernels.
+    So it does where gradients are wanted. release: the weights themselves are given up. fuse: all in one call, by
+    `fused`. Raises InputError where the machine lacks the kernels.
     """
+    compute = _fused(experts, precision) if fuse else _packed(experts, precision)
+    if release:
+        give_up(*experts.parameters())
+    packed_from = identity(experts)
+
+    def backend(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or identity(experts) != packed_from:
+            return sorted_rows(experts, rows, expert_ids, weights)
+        return compute(rows, expert_ids, weights)
+
+    return backend
+
+
+Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The arguments of `Experts.forward` -> its result."""
+
+
+def _fused(experts: Experts, precision: InferencePrecision) -> Compute:
+    maps_in = fused.pack(experts.w_in, experts.b_in, precision, experts.activation)
+    maps_out = fused.pack(experts.w_out, experts.b_out, precision, negative_share=AFTER_ACTIVATION)
+    return partial(fused.experts, maps_in, maps_out)
+
+
+def _packed(experts: Experts, precision: InferencePrecision) -> Compute:
     _, hidden, width = experts.w_in.shape
     compile_kernels(hidden, width, precision, experts.activation)
     compile_kernels(width, hidden, precision)
@@ -149,26 +175,19 @@ def pack(experts: Experts, precision: InferencePrecision, release: bool = False)
         )
         for w_in, b_in, w_out, b_out in experts.networks()
     ]
-    if release:
-        give_up(*experts.parameters())
-    packed_from = identity(experts)
 
     def feed_forward(expert: int, x: Tensor) -> Tensor:
         linear_in, linear_out = networks[expert]
         return linear_out(linear_in(x.to(dtype)))
 
-    def packed(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or identity(experts) != packed_from:
-            return sorted_rows(experts, rows, expert_ids, weights)
-        return _in_order(feed_forward, len(networks), rows, expert_ids, weights)
-
-    return packed
+    return partial(_in_order, feed_forward, len(networks))
 
 
 BACKENDS: dict[str, Callable[[Experts], Backend]] = {
     "loop": lambda experts: loop,
     "sorted": lambda experts: sorted_rows,
     **{f"packed_{precision}": partial(pack, precision=precision) for precision in InferencePrecision},
+    **{f"fused_{precision}": partial(pack, precision=precision, fuse=True) for precision in InferencePrecision},
 }
 """By name, what makes experts' backend."""
 

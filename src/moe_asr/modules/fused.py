@@ -1,0 +1,156 @@
+"""The same linear maps, and whole layers of experts in one call, from a kernel that is compiled for this very CPU.
+
+`fused.cpp` is compiled when it is first needed, where there is a compiler, and kept in torch's cache of extensions.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_asr.config.inference import InferencePrecision
+from moe_asr.config.model import require
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
+ACTIVATIONS: dict[Callable[[Tensor], Tensor] | None, int] = {None: 0, F.silu: 1, F.relu: 2, F.gelu: 3}
+PRECISIONS = {InferencePrecision.fp32: 0, InferencePrecision.bf16: 1, InferencePrecision.int8: 2}
+"""Also the logarithm of how many inputs share a word."""
+STEPS = 255
+"""From the least to the largest int8 input."""
+CENTRED, AFTER_ACTIVATION = 0.5, 0.19
+"""Share of these for inputs below 0; swish and gelu hardly give any, and relu none."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None without a compiler, or with one that fails, which is said in one line."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return None
+    try:
+        # What the compiler says of the CPU is part of the name: machines may share their home directories.
+        target = _output(compiler, FLAGS[1], "-dM", "-E", "-x", "c++", os.devnull)
+        name = hashlib.sha256(SOURCE.read_bytes() + target + repr(FLAGS).encode()).hexdigest()[:16]
+        path = _directory() / f"fused_{name}.so"
+        if not path.exists():
+            print("compiling a kernel for this CPU, which happens once and takes some seconds", file=sys.stderr)
+            _compile(compiler, path)
+        kernel = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        print(f"no fused kernel, which only costs speed: {reason[0] if reason else error}", file=sys.stderr)
+        return None
+    pointer, maps, size, threads = ctypes.c_void_p, ctypes.POINTER(Maps), ctypes.c_long, ctypes.c_int
+    kernel.linear.argtypes = (maps, pointer, size, pointer, size, threads)
+    kernel.experts.argtypes = (maps, maps, size, *[pointer] * 4, size, size, threads)
+    kernel.ask_for_large_pages.argtypes = (pointer, size)
+    kernel.panel.restype, kernel.ask_for_large_pages.restype = size, None
+    kernel.linear.restype = kernel.experts.restype = None
+    return kernel
+
+
+def _directory() -> Path:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root or Path(cache_home).expanduser() / "torch_extensions") / "moe_asr"
+
+
+def _compile(compiler: str, path: Path) -> None:
+    # Whoever comes second replaces a file by an equal one: nobody waits for a lock, nor finds half a file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        built = Path(scratch) / path.name
+        _output(compiler, *FLAGS, str(SOURCE), "-o", str(built))
+        built.replace(path)
+
+
+def _output(*command: str) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True, timeout=300).stdout
+
+
+class Maps(ctypes.Structure):
+    """What fused.cpp knows of E linear maps of one shape."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weights", "start", "scale", "bias")),
+        *((name, ctypes.c_long) for name in ("inputs", "outputs")),
+        *((name, ctypes.c_int) for name in ("precision", "activation", "zero")),
+    )
+    tensors: tuple[Tensor, ...]
+    """What the pointers point to."""
+
+
+def supported(precision: InferencePrecision) -> bool:
+    """Whether the kernel can be had here, and is the fastest there is. Compiles it if need be."""
+    kernel = library()
+    return kernel is not None and (precision is not InferencePrecision.int8 or bool(kernel.fast_int8()))
+
+
+def pack(
+    weight: Tensor,
+    bias: Tensor,
+    precision: InferencePrecision,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    negative_share: float = CENTRED,
+) -> Maps:
+    """weight (E,N,K), bias (E,N) -> the maps x -> activation(x @ weight.T + bias), of which E = 1 serve `linear`.
+
+    Raises InputError where the kernel is not supported.
+    """
+    require(supported(precision), f"the fused kernel cannot compute in {precision} here: write experts=packed.")
+    panel, kind = _kernel().panel(), PRECISIONS[precision]
+    weight, bias = weight.detach().float(), bias.detach().float()
+    outputs = weight.shape[1]
+    weight = F.pad(weight, (0, -weight.shape[2] % panel, 0, -outputs % panel))
+    bias = F.pad(bias, (0, -outputs % panel))
+    zero, scale, start = round(negative_share * STEPS), bias, bias
+    if precision is InferencePrecision.bf16:
+        weight = weight.bfloat16()
+    elif precision is InferencePrecision.int8:
+        scale = (weight.abs().amax(2) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        weight = (weight / scale.unsqueeze(2)).round().to(torch.int8)
+        start = -zero * weight.sum(2, dtype=torch.int32)
+    words = weight.unflatten(2, (-1, 1 << kind)).unflatten(1, (-1, panel)).transpose(2, 3)
+    laid_out = torch.empty(words.shape, dtype=words.dtype)
+    _kernel().ask_for_large_pages(laid_out.data_ptr(), laid_out.nbytes)
+    tensors = laid_out.copy_(words), *(tensor.clone() for tensor in (start, scale, bias))
+    maps = Maps(
+        *(tensor.data_ptr() for tensor in tensors), weight.shape[2], outputs, kind, ACTIVATIONS[activation], zero
+    )
+    maps.tensors = tensors
+    return maps
+
+
+def linear(maps: Maps, x: Tensor) -> Tensor:
+    """x (R,K) -> (R,N), in the dtype of x."""
+    rows = x.float().contiguous()
+    y = rows.new_empty(len(rows), maps.outputs)
+    size, inputs = rows.shape
+    _kernel().linear(maps, rows.data_ptr(), inputs, y.data_ptr(), size, torch.get_num_threads())
+    return y.to(x.dtype)
+
+
+def experts(maps_in: Maps, maps_out: Maps, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
+    """What `Experts.forward` returns, for experts that compute maps_in, then maps_out."""
+    x, expert_ids, weights = rows.float().contiguous(), expert_ids.contiguous(), weights.float().contiguous()
+    y, (size, top_k) = torch.zeros_like(x), expert_ids.shape
+    pointers = (tensor.data_ptr() for tensor in (x, expert_ids, weights, y))
+    _kernel().experts(maps_in, maps_out, len(maps_in.tensors[0]), *pointers, size, top_k, torch.get_num_threads())
+    return y.to(rows.dtype)
+
+
+def _kernel() -> ctypes.CDLL:
+    kernel = library()
+    assert kernel is not None
+    return kernel
