@@ -28,7 +28,7 @@ COMMANDS = {
     "evaluate": Command("RUN", "error rates with intervals, RTF and hypotheses of a trained model", ("run",)),
     "tune": Command("RUN", "the weights of a decode mode, chosen on dev and kept in the run", ("run",)),
     "transcribe": Command("RUN AUDIO...", "text of audio files", ("run", "audio...")),
-    "benchmark": Command("rtf|profile|layer", "speed of models, of a model's parts, or of MoE backends", ("kind",)),
+    "benchmark": Command("rtf|profile|layer|decode|data", "speed of models, their parts, searches, data", ("kind",)),
     "align": Command("RUN AUDIO...", "when the words of a known text are said, as CTM or JSONL", ("run", "audio...")),
     "trace": Command("RUN", "which experts the routers choose for every frame of a corpus, as arrays", ("run",)),
     "explore": Command("RUN AUDIO", "audio, words and experts frame by frame, as a page", ("run", "audio")),
@@ -124,10 +124,10 @@ def dispatch(words: list[str]) -> int:
     multirun = bool({"-m", "--multirun"} & set(flags))
     if multirun and not COMMANDS[name].sweeps:
         raise InputError(f"moe-asr {name} runs one job at a time: leave out -m.")
-    from moe_asr.config.compose import compose_config, sweep
+    from moe_asr.config.compose import compose_config
 
     if multirun:
-        sweep(name, command.CONFIG, overrides, command.run)
+        command.sweep(overrides)
     else:
         command.run(compose_config(name, command.CONFIG, overrides, positionals))
     return 0

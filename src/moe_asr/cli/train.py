@@ -1,5 +1,7 @@
 """`moe-asr train`: trains one model, or with -m every point of a grid."""
 
+from typing import Any
+
 from moe_asr.config.program import TrainConfig
 
 CONFIG = TrainConfig
@@ -15,6 +17,13 @@ def run(config: TrainConfig) -> None:
 
         config, line = matched(config, config.tokenizer.vocab_size)
         print(line)
+    if config.dry_run:
+        from moe_asr.runs.sweep import Job
+        from moe_asr.training.forecast import forecast
+        from moe_asr.training.sweep import run_of
+
+        print(forecast([Job(run_of(config), {}, [], "")], [config]))
+        return
     folder = open_run(to_plain(config))
     if (results := read_results(folder)) is None:
         from moe_asr.runs.process import keep_freed_memory
@@ -26,3 +35,19 @@ def run(config: TrainConfig) -> None:
         print(f"{folder.path} is done already; its results:")
     print(results_table(results))
     print(f"run directory: {folder.path}" + (f", linked as {config.runs}/{config.name}" if config.name else ""))
+
+
+def sweep(overrides: list[str]) -> None:
+    from moe_asr.config.compose import multirun
+
+    multirun("train", TrainConfig, overrides, job)
+
+
+def job(composed: Any) -> None:
+    """One job of a sweep, wherever a launcher of Hydra's has it run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from moe_asr.runs.sweep import supervise
+
+    named = HydraConfig.get()
+    supervise(named.sweep.dir, named.job.name)

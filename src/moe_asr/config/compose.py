@@ -180,8 +180,10 @@ def without_hydra(composed: DictConfig) -> dict[str, Any]:
 
 
 def multirun(command: str, schema: type, overrides: list[str], task: typing.Callable[[DictConfig], None]) -> None:
-    """Gives a grid (``a=1,2 b=x,y``, or an experiment's own) to the command's sweeper, which lets Hydra's launchers call
-    `task` with the configuration of each job, perhaps in another process."""
+    """Gives a grid (``a=1,2 b=x,y``, or an experiment's own) to the command's sweeper.
+
+    Hydra's launchers then call `task` with the configuration of each job, perhaps in another process.
+    """
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -191,7 +193,7 @@ def multirun(command: str, schema: type, overrides: list[str], task: typing.Call
     try:
         with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
             hydra = typing.cast(Any, GlobalHydra.instance().hydra)
-            hydra.multirun(command, task, [checked(override, schema) for override in overrides])
+        hydra.multirun(command, task, [checked(override, schema) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, schema)) from error
 

@@ -158,7 +158,11 @@ class DataConfig:
     limit: int | None = None
     """Use only so many training utterances (drawn once by seed), for learning curves and quick tests."""
 
+    hours: float | None = None
+    """Use only so much training speech (drawn by seed; what fewer hours hold, more hold too)."""
+
     def __post_init__(self) -> None:
+        require(self.hours is None or self.hours > 0, f"data.hours={self.hours} must be above 0, or null for all.")
         require(self.limit is None or self.limit >= 1, f"data.limit={self.limit} must be at least 1, or null for all.")
         require(
             0 <= self.min_seconds <= self.max_seconds,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from moe_asr.config.data import AugmentConfig, BatchConfig, DataConfig, FeaturesConfig, TokenizerConfig
 from moe_asr.config.decode import DecodeConfig
@@ -127,10 +128,37 @@ class LoggerConfig:
     every: int = 10
     """Optimiser steps between rows of training metrics."""
     group: str = "default"
-    """W&B group of the run; an experiment sets it to its own name."""
+    """W&B group of the run; an experiment sets it to its own name, and a sweep to that of its directory."""
+    tags: list[str] = field(default_factory=list)
+    """W&B tags of the run; a sweep sets one for each axis, such as seed=1."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, f"logger.every={self.every} must be at least 1 step.")
+
+
+class LauncherName(StrEnum):
+    basic = "basic"
+    """One job after the other."""
+    joblib = "joblib"
+    """Several at once on this machine."""
+    submitit_local = "submitit_local"
+    """The same, by the engine of submitit_slurm."""
+    submitit_slurm = "submitit_slurm"
+    """On the machines of a SLURM cluster that share this file system."""
+
+
+@dataclass
+class LauncherConfig:
+    """How `train -m` runs the jobs of a sweep. Where several share a machine, they share its cores evenly."""
+
+    name: LauncherName = LauncherName.basic
+    jobs: int = 2
+    """Jobs at once, except with basic."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of Hydra's launcher plugin, e.g. {partition: gpu, gpus_per_node: 1}."""
+
+    def __post_init__(self) -> None:
+        require(self.jobs >= 1, f"launcher.jobs={self.jobs} must be at least 1.")
 
 
 @dataclass
@@ -163,6 +191,7 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
     seed: int = 1
     init_from: str | None = None
     """A run or checkpoint whose weights start this one (fine-tuning); dense layers become experts where MoE is."""
@@ -176,7 +205,9 @@ class TrainConfig:
     runs: str = "runs"
     """Folder of the run directories."""
     name: str | None = None
-    """A readable link to the run directory."""
+    """A readable link to the run directory; of a sweep, its directory in the folder `sweeps` of `runs`."""
+    dry_run: bool = False
+    """Train nothing: list what would be, with parameters and the time it takes."""
 
     def __post_init__(self) -> None:
         require(

@@ -167,3 +167,15 @@ def sample_cuts(cuts: Sequence[Cut], count: int, rng: numpy.random.Generator) ->
     if len(cuts) <= count:
         return list(cuts)
     return [cuts[i] for i in sorted(rng.choice(len(cuts), count, replace=False))]
+
+
+def sample_hours(cuts: Sequence[Cut], hours: float, rng: numpy.random.Generator) -> list[Cut]:
+    """The utterances of a random order that begin within the first `hours`, in their original order.
+
+    Hence generators of one key draw nested samples. Raises InputError where there is less speech than that.
+    """
+    order = rng.permutation(len(cuts))
+    ends = numpy.cumsum([cuts[i].duration for i in order]) / 3600
+    if ends[-1] < 0.999 * hours:  # hours are rounded where they are shown
+        raise InputError(f"data.hours={hours:g} is more than the {ends[-1]:.3f} h there are; leave it out to use all.")
+    return [cuts[i] for i in sorted(order[: numpy.searchsorted(ends, hours, "left") + 1])]

@@ -114,26 +114,32 @@ def write_split(folder: Path, name: str, cuts: Iterable[Cut]) -> SplitSize:
     return SplitSize(utterances, round(seconds / 3600, 6), len(speakers))
 
 
+def split_size(folder: Path, name: str) -> SplitSize:
+    """Of a split, as the card says it; raises InputError like `read_split`."""
+    splits = read_card(folder).splits
+    if name not in splits:
+        near = difflib.get_close_matches(name, splits, n=1)
+        raise InputError(
+            f"the corpus {folder} has no split {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; "
+            f"it has {', '.join(splits)}."
+        )
+    return splits[name]
+
+
 def read_split(folder: str | Path, name: str) -> list[Cut]:
     """The cuts of a split ("train", or "george/train" in a fold), audio paths resolved.
 
     Raises InputError for a missing corpus (with the command that makes it) or split (with those that exist).
     """
     folder = Path(folder)
-    card = read_card(folder)
-    if name not in card.splits:
-        near = difflib.get_close_matches(name, card.splits, n=1)
-        raise InputError(
-            f"the corpus {folder} has no split {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}; "
-            f"it has {', '.join(card.splits)}."
-        )
+    size = split_size(folder, name)
     base = folder.absolute()
     try:
         with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf8") as file:
             cuts = [deserialize_item(_resolve(json.loads(line), base)) for line in file]
-        if len(cuts) == card.splits[name].utterances:
+        if len(cuts) == size.utterances:
             return cuts
-        reason = f"{len(cuts)} of {card.splits[name].utterances} utterances"
+        reason = f"{len(cuts)} of {size.utterances} utterances"
     except (OSError, EOFError, ValueError, zlib.error) as error:
         reason = str(error)
     raise InputError(f"{folder / name}.jsonl.gz is damaged ({reason}); prepare it again with overwrite=true.")

@@ -89,6 +89,15 @@ def recognition(
     return {part: 2 * count / SECONDS for part, count in parts.items()}
 
 
+def training(model: ModelConfig, moe: MoEConfig, mel_bins: int, vocab_size: int) -> float:
+    """FLOPs per second of audio of an optimiser step, whose backward pass counts as two forward ones."""
+    feature_frames, tokens = 100 * SECONDS, TOKENS_PER_SECOND * SECONDS
+    frames = frame_lengths(feature_frames, model.encoder.subsampling)
+    forward = ctc_head(model, vocab_size, frames) + sum(encoder(model, moe, feature_frames, mel_bins).values())
+    forward += sum(rescoring(model, moe, vocab_size, frames, 1, tokens).values())  # decoders read the reference
+    return 3 * 2 * forward / SECONDS
+
+
 def _feed_forward(model: ModelConfig, moe: MoEConfig, stack: str, sites: int, rows: int, hidden: int) -> MultiplyAdds:
     """Of the feed-forward layers of a stack, of which some are MoE layers with linear routers.
 

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,7 @@ from typing import Any, TextIO
 
 from moe_asr.errors import InputError
 
-NOT_PART_OF_THE_RUN = ("name", "runs", "logger")
+NOT_PART_OF_THE_RUN = ("name", "runs", "logger", "launcher", "dry_run")
 """Options that change nothing about the trained model, and hence not the run's directory."""
 
 
@@ -125,6 +126,15 @@ def read_results(run: RunDirectory) -> dict[str, Any] | None:
 
 TRAINER, SUPERVISOR = ".lock", ".job"
 """What a process that trains in a run directory holds, and one that sees to it that another does."""
+
+
+def discard(run: RunDirectory) -> None:
+    """Removes a run that was refused, but for what a sweep keeps of its job."""
+    kept = {run.path / SUPERVISOR, run.log}
+    for entry in set(run.path.iterdir()) - kept:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not any(run.path.iterdir()):
+        run.path.rmdir()
 
 
 @contextmanager

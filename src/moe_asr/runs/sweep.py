@@ -11,14 +11,30 @@ Nothing here says how far a job is: its run directory does. Points of equal conf
 """
 
 import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
-from moe_asr.runs.directory import RunDirectory, Status, read_results, status, write_json
+from moe_asr.runs.directory import (
+    SUPERVISOR,
+    RunDirectory,
+    Status,
+    only_process,
+    read_results,
+    status,
+    write_json,
+)
 
 FILE = "sweep.json"
+KILLED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes of a job that somebody ended: it goes on where it was, and has not failed."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +87,81 @@ def read_sweep(path: str | Path) -> Sweep:
     root = folder.absolute().parents[1]
     jobs = tuple(Job(**{**job, "run": RunDirectory(root / job["run"])}) for job in plain.pop("jobs"))
     return Sweep(folder, jobs=jobs, **plain)
+
+
+def supervise(folder: str | Path, name: str) -> None:
+    """Trains the job of a sweep whose run directory has this name, in a process of its own that prints into its log.
+
+    Does nothing if the run is done, or if another process is at it. A failure is left in the run directory.
+    """
+    sweep = read_sweep(folder)
+    job = next(job for job in sweep.jobs if job.run.path.name == name)
+    job.run.path.mkdir(parents=True, exist_ok=True)
+    with suppress(InputError), only_process(job.run, SUPERVISOR):
+        if job.results is not None:
+            return
+        job.run.failure.unlink(missing_ok=True)
+        with job.run.log.open("ab") as log:
+            log.write(f"$ {job.command}\n".encode())
+            log.flush()
+            code = _train(words_of(sweep, job), log)
+        if code != 0 and code not in KILLED:
+            write_json(job.run.failure, {"exit_code": code, "command": job.command})
+
+
+def words_of(sweep: Sweep, job: Job) -> list[str]:
+    """The options of a job, and those by which W&B groups the sweep, unless they are given."""
+    tags = [f"{axis}={value}"[:LONGEST_TAG].replace("\\", "").replace("'", "") for axis, value in job.point.items()]
+    added = {
+        "logger.group": f"'{sweep.path.name}'",
+        "logger.tags": "[" + ",".join(f"'{tag}'" for tag in tags) + "]",
+    }
+    given = {override.lstrip("+").partition("=")[0] for override in job.overrides}
+    return [*job.overrides, *(f"{key}={value}" for key, value in added.items() if key not in given)]
+
+
+LONGEST_TAG = 64
+"""Characters that W&B allows."""
+
+
+def _train(words: list[str], log: Any) -> int:
+    """The exit code; an interruption ends the training too."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moe_asr.cli.main", "train", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        process.kill()  # which loses nothing
+        process.wait()
+        raise
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def table(sweep: Sweep) -> str:
+    """Every job with its status and its first error rate on each test set."""
+    rows = [[*sweep.axes, "status", "", "run"]]
+    for job in sweep.jobs:
+        rates = []
+        for name, result in (job.results or {}).get("test", {}).items():
+            unit = Unit(result["unit"])
+            rates.append(f"{name} {unit.rate.upper()} {100 * result[unit.rate]:.2f} %")
+        rows.append([*job.point.values(), job.status.value, ", ".join(rates), str(job.run.path)])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,14 @@ from moe_asr.analysis.evaluation import evaluate_run
 from moe_asr.config.compose import to_plain
 from moe_asr.config.data import FeaturesConfig
 from moe_asr.config.program import Accelerator, LoggerMode, TrainConfig, UpcycleConfig
-from moe_asr.data.batches import EvaluationBatches, sample_cuts
+from moe_asr.data.batches import EvaluationBatches, sample_cuts, sample_hours
 from moe_asr.data.epoch_plan import EpochPlan
-from moe_asr.data.manifest import Problem, describe, read_card, read_split
-from moe_asr.data.selection import select_for_training, summary, target_text
+from moe_asr.data.manifest import Problem, read_card, read_split
+from moe_asr.data.selection import learn_tokenizer, select_for_training, summary
 from moe_asr.errors import InputError, JobError
 from moe_asr.features.cmvn import feature_statistics
-from moe_asr.features.tokenizer import Tokenizer, read_sentencepiece, train_tokenizer
+from moe_asr.features.tokenizer import Tokenizer, read_sentencepiece
+from moe_asr.measure import flops
 from moe_asr.measure.expert_use import Watch
 from moe_asr.measure.matching import matched
 from moe_asr.models.inference import prepare
@@ -40,6 +40,7 @@ from moe_asr.runs.checkpoint import Checkpoint, build, build_initial, load_check
 from moe_asr.runs.directory import (
     AppendLog,
     RunDirectory,
+    discard,
     environment,
     link,
     only_process,
@@ -55,7 +56,7 @@ from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
 from moe_asr.training.module import AsrTraining, TrainingData
 from moe_asr.training.optimisation import freeze
 from moe_asr.training.ranks import companions
-from moe_asr.training.schedule import segments
+from moe_asr.training.schedule import segments, steps_of
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             model = initial_model(config, tokenizer, data.cuts, state)
         except InputError:
             if state is None:  # what was refused leaves nothing behind, and a link where it was
-                shutil.rmtree(run.path)
+                discard(run)
             raise
         if config.name:
             link(run.path.parent / config.name, run.path)
@@ -89,7 +90,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         try:
             recorder = fit(config, run, model, tokenizer, data, state, [wandb] if wandb else [])
             report_problems(run, problems + recorder.problems, len(data.cuts) + len(problems))
-            results = finish(config, run, model, tokenizer, recorder)
+            results = finish(config, run, model, tokenizer, data, recorder)
             if wandb:
                 wandb.summarize(results)
         finally:
@@ -99,7 +100,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def finish(
-    config: TrainConfig, run: RunDirectory, model: AsrModel, tokenizer: Tokenizer, recorder: "Recorder"
+    config: TrainConfig,
+    run: RunDirectory,
+    model: AsrModel,
+    tokenizer: Tokenizer,
+    data: TrainingData,
+    recorder: "Recorder",
 ) -> dict[str, Any]:
     """Averages the kept checkpoints into the final model, evaluates it, and writes results.json."""
     weights = average([run.path / "checkpoints" / c.file for c in recorder.candidates])
@@ -112,6 +118,8 @@ def finish(
         **evaluate_run(recognizer, config, run.path),
         "params_total": total,
         "params_active": active,
+        "train_hours": sum(cut.duration for cut in data.cuts) / 3600,
+        "train_flops": training_flops(config, data, len(tokenizer)),
         "train_seconds": recorder.seconds,
         "averaged_steps": [c.step for c in recorder.candidates],
         "alarms": [asdict(alarm) for alarm in recorder.watch.alarms],
@@ -122,6 +130,14 @@ def finish(
     }
     write_json(run.results, results)
     return results
+
+
+def training_flops(config: TrainConfig, data: TrainingData, vocab_size: int) -> float:
+    """Of all optimiser steps, for the audio as it was recorded."""
+    batches = len(data.plan)
+    epochs = segments(batches, config.trainer)[-1].last_step / steps_of(batches, config.trainer.accumulate)
+    rate = flops.training(config.model, config.moe, config.features.mel_bins, vocab_size)
+    return rate * epochs * sum(cut.duration for cut in data.cuts)
 
 
 def check_accelerator(config: TrainConfig) -> None:
@@ -145,6 +161,8 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
     dev = load_splits(config, config.data.dev)
     if config.data.limit is not None:
         cuts = sample_cuts(cuts, config.data.limit, numpy_rng("limit", config.seed))
+    if config.data.hours is not None:
+        cuts = sample_hours(cuts, config.data.hours, numpy_rng("hours", config.seed))
     if state is not None:
         tokenizer = Tokenizer.from_dict(state["tokenizer"])
     elif source := config.tokenizer.file or config.init_from:
@@ -154,9 +172,7 @@ def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokeni
             unit = tokenizer.unit.value
             raise InputError(f"{source} was trained on {unit} tokens: write tokenizer.unit={unit} too.")
     else:
-        tokenizer = train_tokenizer(
-            config.tokenizer, [target_text(describe(cut), config.tokenizer.unit) for cut in cuts]
-        )
+        tokenizer = learn_tokenizer(config.tokenizer, cuts)
     corpus = read_card(config.data.path).config_hash
     if state is not None and state["corpus"] != corpus:
         raise InputError(
