@@ -82,6 +82,23 @@ def edit_counts(references: Sequence[str], hypotheses: Sequence[str], unit: Unit
     return counts
 
 
+def error_places(references: Sequence[str], hypotheses: Sequence[str], unit: Unit = Unit.word) -> list[list[int]]:
+    """Per utterance of N reference tokens 2 N + 1 counts of errors: insertions before the first token, whether that
+    is wrong, insertions before the second, ..., insertions after the last."""
+    found = []
+    output = _process(references, hypotheses, unit)
+    for reference, chunks in zip(output.references, output.alignments, strict=True):
+        places = [0] * (2 * len(reference) + 1)
+        for c in chunks:
+            if c.type == "insert":
+                places[2 * c.ref_start_idx] += c.hyp_end_idx - c.hyp_start_idx
+            elif c.type != "equal":
+                for i in range(c.ref_start_idx, c.ref_end_idx):
+                    places[2 * i + 1] = 1
+        found.append(places)
+    return found
+
+
 def hits(reference: Sequence[str], hypothesis: Sequence[str]) -> list[tuple[int, int]]:
     """(place in the reference, place in the hypothesis) of every word that is right in one minimal alignment."""
     chunks = _process([" ".join(reference)], [" ".join(hypothesis)], Unit.word).alignments[0]

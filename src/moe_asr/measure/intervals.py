@@ -64,14 +64,14 @@ def error_interval(
     if tokens.sum() == 0 or errors.sum() == 0:
         return Interval(None, "none: there is no error to estimate a spread from", groups)
     if speakers is not None and groups >= FEWEST_SPEAKERS:
-        return _over_speakers(_sum_by(speakers, errors), _sum_by(speakers, tokens))
+        return _over_speakers(sum_by(speakers, errors), sum_by(speakers, tokens))
     if sources is not None and any(len(set(s)) > 1 for s in sources):
         return _over_sources(errors, tokens, sources)
     reason = "the speakers are not known" if speakers is None else f"fewer than {FEWEST_SPEAKERS} speakers"
     return Interval(None, f"none: {reason}", groups)
 
 
-def _sum_by(groups: Sequence[Hashable], values: Array) -> Array:
+def sum_by(groups: Sequence[Hashable], values: Array) -> Array:
     """(U,) values of utterances -> (G,) sums, in the order in which the groups first appear."""
     index = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     return numpy.bincount([index[group] for group in groups], values).astype(float)
@@ -92,28 +92,32 @@ def _over_speakers(errors: Array, tokens: Array) -> Interval:
     if error <= 1e-12 * rate:
         return Interval(None, "none: all speakers have the same rate", size)
     if size >= FEWEST_FOR_BOOTSTRAP:
-        bounds = _bootstrap_t(errors, tokens, rate, error)
-        if bounds is not None:
+        studentised = studentised_ratio(errors, tokens)
+        if studentised is not None:
+            low, high = numpy.quantile(studentised, [0.025, 0.975])
+            bounds = max(0.0, float(rate - high * error)), float(rate - low * error)
             return Interval(bounds, f"bootstrap-t over speakers, {RESAMPLES} resamples; new speakers", size)
     bounds = _log_t(rate, error, size - 1)
     return Interval(bounds, f"t({size - 1}) over speakers, log rate; new speakers", size)
 
 
-def _bootstrap_t(errors: Array, tokens: Array, rate: float, error: float) -> tuple[float, float] | None:
-    """None where too many resamples see no spread, as happens when very few speakers have errors."""
-    size = len(errors)
+def studentised_ratio(above: Array, below: Array) -> Array | None:
+    """(resamples,) values of (R* - R) / se* over resampled clusters, R being sum(above) / sum(below) of (G,) each.
+
+    None where too many resamples see no spread, as happens when very few speakers have errors.
+    """
+    size = len(above)
+    rate = above.sum() / below.sum()
     rng = numpy_rng("interval", RESAMPLES)
-    moments = numpy.stack([errors, tokens, errors**2, errors * tokens, tokens**2])
+    moments = numpy.stack([above, below, above**2, above * below, below**2])
     parts = [moments[:, rng.integers(0, size, (1000, size))].sum(axis=-1) for _ in range(RESAMPLES // 1000)]
     e, n, ee, en, nn = numpy.concatenate(parts, axis=1)
     with numpy.errstate(divide="ignore", invalid="ignore"):
         rates = e / n
         spread = numpy.sqrt(numpy.maximum(0, size / (size - 1) * (ee - 2 * rates * en + rates**2 * nn))) / n
         studentised = numpy.where(spread > 1e-9 * rate, (rates - rate) / spread, numpy.nan)
-    if numpy.isnan(studentised).mean() > 0.005:
-        return None
-    low, high = numpy.nanquantile(studentised, [0.025, 0.975])
-    return max(0.0, float(rate - high * error)), float(rate - low * error)
+    usable = ~numpy.isnan(studentised)
+    return studentised[usable] if usable.mean() >= 0.995 else None
 
 
 def _over_sources(errors: Array, tokens: Array, sources: Sequence[Collection[Hashable]]) -> Interval:
