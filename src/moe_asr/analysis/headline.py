@@ -2,54 +2,53 @@
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
-from math import ceil
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import fmean, median
 
 import numpy
 import torch
-from lhotse.cut import Cut
 from torch import Tensor
 
+from moe_asr.analysis.candidates import Audio, Candidate, candidate, find_audio
 from moe_asr.analysis.evaluation import error_units, evaluate_set
-from moe_asr.config.benchmark import BenchmarkConfig, Choice, quickened
-from moe_asr.config.compose import compose_config
-from moe_asr.config.data import DataConfig, FeaturesConfig, TokenUnit
+from moe_asr.analysis.trace import load_trace
+from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.decode import DecodeConfig, DecodeMode
-from moe_asr.config.inference import ExpertBackend, InferencePrecision
-from moe_asr.config.model import require
-from moe_asr.config.program import TrainConfig
-from moe_asr.data.batches import read_all
-from moe_asr.data.manifest import read_split
-from moe_asr.errors import InputError, JobError
-from moe_asr.features.tokenizer import SPECIALS, Tokenizer
-from moe_asr.measure import flops
+from moe_asr.config.inference import InferencePrecision
+from moe_asr.errors import JobError
 from moe_asr.measure.machine import Peaks, growth
+from moe_asr.measure.need import limit, needs
 from moe_asr.measure.normalize import normalizer
-from moe_asr.measure.profile import make_speak
 from moe_asr.measure.results import Scored, test_set_result
 from moe_asr.measure.rtf import TimedBatch, timed
 from moe_asr.measure.timing import Spread, spread
-from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import parameter_counts
-from moe_asr.modules.moe.experts import Experts
-from moe_asr.modules.moe.routers import Forced, random_experts
 from moe_asr.modules.subsampling import FACTOR
-from moe_asr.randomness import torch_rng
-from moe_asr.runs.checkpoint import Checkpoint, build, load_checkpoint
 from moe_asr.runs.recognizer import Recognizer
+from moe_asr.runs.streams import Streams
 from moe_asr.runs.transcripts import Transcript
 from moe_asr.tensors import Chunking
+
+Utterances = Sequence[tuple[str, Tensor]]
+"""Names and samples (S,)."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How utterances are recognised: `together` of them in a batch, or as streams that advance together."""
+
+    decode: DecodeConfig
+    threads: int
+    together: int
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Of all streams together, in wall seconds of computing, but first_partial."""
+    """Of all streams, in wall seconds of computing, but first_partial. A chunk is one of all that advance together."""
 
     first_partial: float
     """Audio that the first chunk waits for, and the time to compute it; median."""
@@ -62,12 +61,15 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Row:
-    """A model that decodes in one way; times are seconds per second of audio, over the rounds."""
+    """A model that recognises in one way; times are seconds per second of audio, over the rounds."""
 
     model: str
     precision: str
     mode: str
     chunk: int | None
+    threads: int
+    together: int
+    """Utterances of a batch, or streams."""
     rtf: Spread
     """By CPU time with one thread, else by wall time."""
     wall_rtf: Spread
@@ -75,9 +77,13 @@ class Row:
     ratio: float
     """To the first model in the same rounds; median."""
     flops: float | None
-    """Per second of audio; None where the search is not counted."""
+    """Per second of audio; None, as are the next three, where the search is not counted."""
     limit: float | None
-    """RTF: the longer of the multiply-adds at the machine's peak and the needed weights at its memory's speed."""
+    """The least RTF: see `measure.need.limit`."""
+    computing: float | None
+    """Share of the time that the multiply-adds alone would take at the machine's peak."""
+    reading: float | None
+    """Share that reading the needed weights alone would take at the speed of its memory."""
     experts: float | None
     """Different ones that a chunk, or with full context an utterance, visits at a site; None without experts."""
     tokens: float
@@ -89,6 +95,8 @@ class Row:
     """What computed the experts, if there are any."""
     parameters: int
     active: int
+    load_seconds: float
+    """From the file, or to draw random weights."""
     prepare_seconds: float
     """Laying the weights out."""
     resident: int
@@ -98,163 +106,102 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Audio:
-    """Utterances (S,) by name; cuts: where they are from, if they are from a corpus."""
-
-    samples: Mapping[str, Tensor]
-    features: FeaturesConfig
-    data: DataConfig | None = None
-    cuts: tuple[Cut, ...] = ()
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str
-    recognizer: Recognizer
-    trained: bool
-    backend: str | None
-    prepare_seconds: float
-    resident: int
-
-
-@dataclass(frozen=True)
 class Heard:
-    transcript: Transcript
+    """Utterances that were recognised together."""
+
+    utterances: Utterances
+    transcripts: tuple[Transcript, ...]
     time: TimedBatch
     pushes: tuple[float, ...] = ()
-    """Wall seconds of each chunk of a stream, then of its end."""
+    """Wall seconds of each chunk of streams, then of their end."""
 
 
-def headline(config: BenchmarkConfig, peaks: Peaks) -> Iterator[list[Row]]:
-    """The rows of each precision, in which all models are held at once and take turns.
+def headline(config: BenchmarkConfig, peaks: Mapping[int, Peaks]) -> Iterator[list[Row]]:
+    """The rows of each precision, in which all models are held at once and take turns. peaks: by number of threads.
 
     Raises InputError for a model that does not exist or lacks a decoder, JobError where a run recognises otherwise than
     in `evaluate`.
     """
-    runs = {name: load_checkpoint(name) for name in config.models if Path(name).exists()}
-    audio = _audio(config, next(iter(runs.values()), None))
+    audio = find_audio(config)
+    trace = load_trace(config.trace) if config.trace else None
     for precision in config.precisions:
-        models = [_ready(name, runs.get(name), config, precision, audio) for name in config.models]
+        models = [candidate(name, config, precision, audio, trace) for name in config.models]
         yield _rows(models, config, precision, audio, peaks)
 
 
-def _audio(config: BenchmarkConfig, run: Checkpoint | None) -> Audio:
-    """Noise, or where there is a run or a corpus utterances of that; one for each round, at most."""
-    features = run.config.features if run else FeaturesConfig()
-    if run is None and config.data is None:
-        size = (round(config.seconds * features.sample_rate),)
-        noise = (torch.randn(size, generator=torch_rng("noise", config.seed, i)) for i in range(config.rounds))
-        return Audio({f"noise-{i}": 0.1 * samples for i, samples in enumerate(noise)}, features)
-    data = run.config.data if run else DataConfig()
-    data = replace(data, path=config.data or data.path, test=config.sets or data.test)
-    cuts = [cut for name in data.test for cut in read_split(data.path, name)][: config.rounds]
-    samples, problems = read_all(cuts, features.sample_rate)
-    if problems or not cuts:
-        raise InputError(f"{problems[0].detail if problems else data.path + ' is empty'}; choose sets=[...] of others.")
-    return Audio({cuts[i].id: row for i, row in samples.items()}, features, data, tuple(cuts))
-
-
-def _ready(
-    name: str, run: Checkpoint | None, config: BenchmarkConfig, precision: InferencePrecision, audio: Audio
-) -> Model:
-    def load() -> tuple[Recognizer, ExpertBackend, float]:
-        recognizer = _trained(name, run, config, audio) if run else _untrained(name, config, audio)
-        begin = time.perf_counter()
-        backend = prepare(recognizer.model, precision, config.experts, release=True)
-        return recognizer, backend, time.perf_counter() - begin
-
-    (recognizer, backend, seconds), resident, _ = growth(load)
-    used = str(backend) if recognizer.model.routers.sites else None
-    return Model(name, recognizer, run is not None, used, seconds, resident)
-
-
-def _choosing(recognizer: Recognizer, choice: Choice) -> Recognizer:
-    if choice is Choice.own:
-        return recognizer
-    bank = recognizer.model.routers
-    own = {site: router for site in bank.sites if (router := bank.get(site)) is not None}
-    return replace(recognizer, routers={site: Forced(router, random_experts) for site, router in own.items()})
-
-
-def _trained(name: str, run: Checkpoint, config: BenchmarkConfig, audio: Audio) -> Recognizer:
-    require(run.config.features == audio.features, f"{name} hears other features than the first run: leave it out.")
-    model = build(run.config, run.tokenizer)
-    model.load_state_dict(run.weights)
-    return _choosing(Recognizer.of(model, run.tokenizer, run.config), config.choice)
-
-
-@torch.no_grad()
-def _untrained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
-    """A preset with random weights, normalised for this audio, that says something in as many frames as asked."""
-    preset, *options = name.split()
-    composed = compose_config("benchmark", BenchmarkConfig, [f"model={preset}", *options], {"kind": config.kind})
-    composed = quickened(composed) if config.quick else composed
-    shape = {node: getattr(composed, node) for node in ("model", "moe", "router", "loss")}
-    trained = TrainConfig(**shape, features=audio.features)
-    tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *map(str, range(config.vocab_size - len(SPECIALS)))))
-    torch.manual_seed(config.seed)
-    recognizer = _choosing(Recognizer.of(build(trained, tokenizer), tokenizer, trained), config.choice)
-    utterance, samples = next(iter(audio.samples.items()))
-    features, _ = recognizer.log_mel(samples.unsqueeze(0), torch.tensor([len(samples)]))
-    recognizer.model.encoder.cmvn.set_cmvn(features.mean((0, 1)), 1 / features.std((0, 1)))
-    make_speak(recognizer.model, recognizer.encode([samples], side=recognizer.side([utterance])), config.nonblank)
-    return recognizer
+def ways(config: BenchmarkConfig) -> list[Way]:
+    """Every one that is asked for."""
+    return [
+        Way(
+            DecodeConfig(mode, chunk, beam=config.beam, nbest=1 if mode is DecodeMode.ctc_greedy else config.beam),
+            threads,
+            together,
+        )
+        for threads in config.threads
+        for chunk in config.chunks
+        for together in (config.streams if chunk else config.batches)
+        for mode in config.modes
+    ]
 
 
 def _rows(
-    models: Sequence[Model], config: BenchmarkConfig, precision: InferencePrecision, audio: Audio, peaks: Peaks
+    models: Sequence[Candidate],
+    config: BenchmarkConfig,
+    precision: InferencePrecision,
+    audio: Audio,
+    peaks: Mapping[int, Peaks],
 ) -> list[Row]:
-    ways = [
-        DecodeConfig(
-            mode=mode, chunk=chunk, beam=config.beam, nbest=1 if mode is DecodeMode.ctc_greedy else config.beam
-        )
-        for chunk in config.chunks
-        for mode in config.modes
-    ]
-    first = next(iter(audio.samples.items()))
-    # The first round does not count, but for its memory.
-    peak = [[growth(partial(recognise, m.recognizer, way, *first))[2] for m in models] for way in ways]
-    heard: list[list[list[Heard]]] = [[[] for _ in models] for _ in ways]
-    for i, utterance in enumerate(audio.samples.items()):
-        for way, found in zip(ways, heard, strict=True):
-            for number in range(len(models))[:: 1 if i % 2 == 0 else -1]:
-                found[number].append(recognise(models[number].recognizer, way, *utterance))
-    return [
-        _row(model, way, precision, found[number], found[0], model.resident + peaked[number], audio, peaks)
-        for way, found, peaked in zip(ways, heard, peak, strict=True)
-        for number, model in enumerate(models)
-    ]
+    threads, every = torch.get_num_threads(), ways(config)
+    used, heard = [[0] * len(models) for _ in every], [[list[Heard]() for _ in models] for _ in every]
+    supplies = [cycle(audio.samples.items()) for _ in every]
+    for turn in range(config.rounds + 1):  # the first round does not count, but for its memory
+        for number, way in enumerate(every):
+            torch.set_num_threads(way.threads)
+            some = list(islice(supplies[number], way.together))
+            for i in range(len(models))[:: 1 if turn % 2 else -1]:
+                work = partial(recognise, models[i].recognizer, way.decode, some)
+                if turn:
+                    heard[number][i].append(work())
+                else:
+                    used[number][i] = growth(work)[2]
+        if not turn:
+            supplies = [cycle(audio.samples.items()) for _ in every]
+    rows = []
+    for number, way in enumerate(every):
+        torch.set_num_threads(way.threads)
+        for i, model in enumerate(models):
+            found = heard[number][i], heard[number][0]
+            rows.append(_row(model, way, precision, *found, used[number][i], audio, peaks[way.threads]))
+    torch.set_num_threads(threads)
+    return rows
 
 
-def recognise(recognizer: Recognizer, decode: DecodeConfig, name: str, samples: Tensor) -> Heard:
-    """One utterance (S,), from samples to text: at once, or where `decode` has chunks as a stream, chunk by chunk."""
+def recognise(recognizer: Recognizer, decode: DecodeConfig, utterances: Utterances) -> Heard:
+    """From samples to text: one batch, or where `decode` has chunks streams that advance together, chunk by chunk."""
     rate, log_mel = recognizer.config.features.sample_rate, recognizer.log_mel
+    names, samples = [name for name, _ in utterances], [row for _, row in utterances]
+    seconds = sum(map(len, samples)) / rate
     if decode.chunk is None:
-        work = partial(recognizer.decode, [samples], decode, [name])
-        ((transcript,), _), time = timed(work, len(samples) / rate, recognizer.device)
-        return Heard(transcript, time)
-    session = recognizer.stream(decode.chunk, decode.left, decode, name=name)
-    step, times = FACTOR * decode.chunk, []
-    ends = range(
-        log_mel.samples_needed(step + recognizer.model.encoder.overlap), len(samples) + 1, log_mel.shift * step
-    )
-    for begin, end in pairwise([0, *ends]):
-        times.append(timed(partial(session.push, samples[begin:end]), (end - begin) / rate, recognizer.device)[1])
-    rest = samples[ends[-1] if ends else 0 :]
-
-    def finish() -> Transcript:
-        session.push(rest)
-        return session.finish()
-
-    transcript, time = timed(finish, len(rest) / rate, recognizer.device)
-    times.append(time)
-    whole = (sum(part) for part in zip(*((t.wall_seconds, t.cpu_seconds, t.audio_seconds) for t in times), strict=True))
-    return Heard(transcript, TimedBatch(*whole), tuple(t.wall_seconds for t in times))
+        (found, _), time = timed(partial(recognizer.decode, samples, decode, names), seconds, recognizer.device)
+        return Heard(utterances, tuple(found), time)
+    streams, step = Streams(recognizer, decode, names), FACTOR * decode.chunk
+    first, hop = log_mel.samples_needed(step + recognizer.model.encoder.overlap), log_mel.shift * step
+    portions = [row.tensor_split([*range(first, len(row) + 1, hop)]) for row in samples]
+    nothing, times = torch.zeros(0), []
+    final: dict[int, Transcript] = {}
+    for turn in range(max(map(len, portions))):
+        new = [parts[turn] if turn < len(parts) else nothing for parts in portions]
+        ended = [i for i, parts in enumerate(portions) if turn == len(parts) - 1]
+        said, time = timed(partial(streams.push, new, ended), sum(map(len, new)) / rate, recognizer.device)
+        final |= {i: said[i] for i in ended}
+        times.append(time)
+    whole = TimedBatch(sum(t.wall_seconds for t in times), sum(t.cpu_seconds for t in times), seconds)
+    return Heard(utterances, tuple(final[i] for i in range(len(samples))), whole, tuple(t.wall_seconds for t in times))
 
 
 def _row(
-    model: Model,
-    decode: DecodeConfig,
+    model: Candidate,
+    way: Way,
     precision: InferencePrecision,
     heard: Sequence[Heard],
     base: Sequence[Heard],
@@ -262,37 +209,51 @@ def _row(
     audio: Audio,
     peaks: Peaks,
 ) -> Row:
+    recognizer, decode = model.recognizer, way.decode
     wall, cpu = (
         [getattr(h.time, f"{clock}_seconds") / h.time.audio_seconds for h in heard] for clock in ("wall", "cpu")
     )
-    alone = torch.get_num_threads() == 1
+    alone = way.threads == 1
     rtf = spread(cpu if alone else wall)
     first = [(h.time.cpu_seconds if alone else h.time.wall_seconds) / h.time.audio_seconds for h in base]
-    experts = _visited(model.recognizer, decode, *next(iter(audio.samples.items())))
-    work, weights = _needs(model.recognizer, decode, heard, experts)
-    total, active = parameter_counts(model.recognizer.model)
-    limit = None if work is None else peaks.seconds(work, weights, precision)
+    experts = _visited(recognizer, decode, heard[0].utterances)
+    spoken = [
+        [
+            (len(samples), len(said.nbest), max(len(found.tokens) for found in said.nbest))
+            for (_, samples), said in zip(h.utterances, h.transcripts, strict=True)
+        ]
+        for h in heard
+    ]
+    parts = needs(recognizer, decode, spoken, experts)
+    total, active = parameter_counts(recognizer.model)
+    work = sum(part.multiply_adds for part in parts.values()) if parts else None
+    read = sum(part.weights for part in parts.values()) if parts else 0.0
     return Row(
         model=model.name,
         precision=precision.value,
         mode=decode.mode.value,
         chunk=decode.chunk,
+        threads=way.threads,
+        together=way.together,
         rtf=rtf,
         wall_rtf=spread(wall),
         cpu_rtf=spread(cpu),
         ratio=median(own / other for own, other in zip(cpu if alone else wall, first, strict=True)),
         flops=None if work is None else 2 * work,
-        limit=limit,
+        limit=None if parts is None else limit(parts, peaks, precision),
+        computing=None if work is None else peaks.seconds(work, 0, precision) / rtf.median,
+        reading=None if work is None else peaks.seconds(0, read, precision) / rtf.median,
         experts=experts,
-        tokens=fmean(len(h.transcript.hypothesis.tokens) for h in heard),
-        streamed=_streamed(model.recognizer, decode, heard),
-        wer=_checked(model.recognizer, decode, heard, audio) if model.trained and audio.cuts else None,
+        tokens=fmean(len(said.hypothesis.tokens) for h in heard for said in h.transcripts),
+        streamed=_streamed(recognizer, decode, heard),
+        wer=_checked(recognizer, decode, heard, audio) if model.trained and audio.cuts else None,
         backend=model.backend,
         parameters=total,
         active=active,
+        load_seconds=model.load_seconds,
         prepare_seconds=model.prepare_seconds,
         resident=model.resident,
-        peak=peak,
+        peak=model.resident + peak,
     )
 
 
@@ -307,48 +268,13 @@ def _streamed(recognizer: Recognizer, decode: DecodeConfig, heard: Sequence[Hear
     return Streamed(first, p50, p90, p99, median(h.pushes[-1] for h in heard))
 
 
-def _visited(recognizer: Recognizer, decode: DecodeConfig, name: str, samples: Tensor) -> float | None:
-    """Different experts per chunk and encoder site."""
-    trace = recognizer.encode([samples], Chunking(decode.chunk, decode.left), recognizer.side([name])).routing
-    chunks = [
-        ids.unique()
-        for site in trace
-        for ids in site.routing.expert_ids[0].split(decode.chunk or site.routing.expert_ids.shape[1])
-    ]
+def _visited(recognizer: Recognizer, decode: DecodeConfig, utterances: Utterances) -> float | None:
+    """Different experts per encoder site and chunk of all streams that advance together, or batch."""
+    side = recognizer.side(name for name, _ in utterances)
+    encoded = recognizer.encode([row for _, row in utterances], Chunking(decode.chunk, decode.left), side)
+    chosen = [site.routing.expert_ids for site in encoded.routing]
+    chunks = [part.unique() for ids in chosen for part in ids.split(decode.chunk or ids.shape[1], 1)]
     return fmean(len(ids[ids >= 0]) for ids in chunks) if chunks else None
-
-
-def _needs(
-    recognizer: Recognizer, decode: DecodeConfig, heard: Sequence[Heard], experts: float | None
-) -> tuple[float | None, float]:
-    """Multiply-adds and weights read from memory per second of audio; None for a search that is not counted."""
-    config, model, vocab_size = recognizer.config, recognizer.model, len(recognizer.tokenizer)
-    own = [module for module in model.encoder.modules() if isinstance(module, Experts)]
-    mixed = sum(p.numel() for module in own for p in module.parameters())
-    dense = sum(p.numel() for part in (model.encoder, model.ctc) for p in part.parameters()) - mixed
-    a_pass = dense + (mixed * experts / config.moe.num_experts if experts else 0)
-    each = (pair for decoder in model.decoders.values() for pair in decoder.named_parameters())
-    decoders = sum(p.numel() for name, p in each if "embedding" not in name)
-    rescored = decode.mode is DecodeMode.attention_rescoring
-    work, weights = 0.0, 0.0
-    for h in heard:
-        feature_frames = int(
-            recognizer.log_mel.feature_lengths(torch.tensor(round(h.time.audio_seconds * config.features.sample_rate)))
-        )
-        frames = int(model.encoder.frame_lengths(torch.tensor(feature_frames)))
-        chunking = Chunking(decode.chunk, decode.left)
-        work += sum(
-            flops.encoder(config.model, config.moe, feature_frames, config.features.mel_bins, chunking).values()
-        )
-        work += flops.ctc_head(config.model, vocab_size, frames)
-        weights += a_pass * ceil(frames / (decode.chunk or max(frames, 1)))
-        if rescored:
-            nbest = h.transcript.nbest
-            shape = frames, len(nbest), max(len(found.tokens) for found in nbest)
-            work += sum(flops.rescoring(config.model, config.moe, vocab_size, *shape).values())
-            weights += decoders
-    seconds = sum(h.time.audio_seconds for h in heard)
-    return None if decode.mode is DecodeMode.attention else work / seconds, weights / seconds
 
 
 def _checked(recognizer: Recognizer, decode: DecodeConfig, heard: Sequence[Heard], audio: Audio) -> float:
@@ -356,11 +282,13 @@ def _checked(recognizer: Recognizer, decode: DecodeConfig, heard: Sequence[Heard
     assert audio.data is not None
     config = replace(recognizer.config, data=audio.data)
     unit = error_units(config)[0]
+    pairs = ((u, said) for h in heard for u, said in zip(h.utterances, h.transcripts, strict=True))
+    texts = {name: said.text for (name, _), said in pairs}
+    cuts = [cut for cut in audio.cuts if cut.id in texts]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "hypotheses.jsonl"
-        expected = evaluate_set(recognizer, audio.cuts, config, replace(decode, batch=1), file)[unit.rate]
+        expected = evaluate_set(recognizer, cuts, config, replace(decode, batch=1), file)[unit.rate]
         references = {line["id"]: line["reference"] for line in map(json.loads, file.read_text("utf8").splitlines())}
-    texts = dict(zip(audio.samples, (h.transcript.text for h in heard), strict=True))
     scored = [Scored(name, references[name], text) for name, text in texts.items()]
     found = float(test_set_result(scored, normalizer(audio.data.normalizer), (unit,), None)[unit.rate])
     if abs(found - expected) > 1e-12:

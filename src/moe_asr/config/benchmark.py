@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
+from moe_asr.config.data import AugmentConfig, BatchConfig
 from moe_asr.config.decode import DecodeMode
 from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_computing
 from moe_asr.config.model import LossConfig, ModelConfig, MoEConfig, RouterConfig, require
@@ -14,6 +15,8 @@ class Kind(StrEnum):
     profile = "profile"
     layer = "layer"
     rtf = "rtf"
+    decode = "decode"
+    data = "data"
 
 
 class Choice(StrEnum):
@@ -23,6 +26,8 @@ class Choice(StrEnum):
     """Those of the model's routers, which in presets are random."""
     balanced = "balanced"
     """Drawn uniformly for every frame: the most memory traffic."""
+    replay = "replay"
+    """Those of stretches of a trained model's trace: its loads and run lengths."""
 
 
 @dataclass
@@ -53,13 +58,28 @@ class LayerConfig:
 
 
 @dataclass
+class SearchesConfig:
+    """What `benchmark decode` tries every search with."""
+
+    vocab_sizes: list[int] = field(default_factory=lambda: [500, 5000, 8404])
+    beams: list[int] = field(default_factory=lambda: [4, 10])
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocab_sizes", 4), ("beams", 1)):
+            values = getattr(self, name)
+            require(len(values) > 0 and min(values) >= least, f"searches.{name}={values} must be at least {least}.")
+            require(len({*values}) == len(values), f"searches.{name}={values} names one twice.")
+
+
+@dataclass
 class BenchmarkConfig:
-    """What is common to all kinds, then the model and its audio, then the single layer, then whole models."""
+    """What is common to all kinds, then the model and its audio, the single layer, whole models, searches."""
 
     kind: Kind = MISSING
-    """profile: where the time of a model goes; layer: the backends of a MoE layer; rtf: models against each other."""
-    threads: int = 1
-    """With 1, CPU time is measured, else wall time."""
+    """profile: where the time of a model goes; layer: the backends of a MoE layer; rtf: models against each other;
+    decode: the searches; data: what training reads."""
+    threads: list[int] = field(default_factory=lambda: [1])
+    """With 1, CPU time is measured, else wall time; several for rtf only."""
     rounds: int = 9
     """Repetitions; medians and quartiles of them are told."""
     seed: int = 1
@@ -73,6 +93,8 @@ class BenchmarkConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     """Changes nothing here, but belongs to some models."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
     vocab_size: int = 8404
     seconds: float = 12.0
     """Audio of an utterance."""
@@ -86,17 +108,44 @@ class BenchmarkConfig:
     modes: list[DecodeMode] = field(default_factory=lambda: [DecodeMode.ctc_greedy, DecodeMode.attention_rescoring])
     chunks: list[int | None] = field(default_factory=lambda: [None, 16])
     """Frames (40 ms) per chunk of a stream; null = the whole utterance at once."""
+    batches: list[int] = field(default_factory=lambda: [1])
+    """Whole utterances recognised together."""
+    streams: list[int] = field(default_factory=lambda: [1])
+    """Streams that advance together, chunk by chunk."""
     precisions: list[InferencePrecision] = field(default_factory=lambda: [InferencePrecision.fp32])
     experts: ExpertBackend = ExpertBackend.auto
-    choice: Choice = Choice.own
+    routing: Choice = Choice.own
+    trace: str | None = None
+    """What routing=replay takes stretches of: a folder that `moe-asr trace` wrote, of as many experts."""
     data: str | None = None
     """A prepared corpus; null = that of the first run, and without runs noise."""
     sets: list[str] | None = None
-    """Splits of the corpus; null = the first run's test sets. Every round takes the next utterance."""
+    """Splits of the corpus; null = the first run's test sets, for data train. Every round takes other utterances."""
+    figure: str | None = None
+    """Draw the real-time factors of rtf into this SVG, PNG or PDF file too."""
+    searches: SearchesConfig = field(default_factory=SearchesConfig)
 
     def __post_init__(self) -> None:
-        for name in ("threads", "rounds", "beam"):
+        for name in ("rounds", "beam"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("threads", "batches", "streams"):
+            counts = getattr(self, name)
+            require(len(counts) > 0 and min(counts) >= 1, f"{name}={counts} must be at least 1 each: write {name}=[1].")
+        require(
+            self.kind == Kind.rtf or len(self.threads) == 1,
+            f"threads={self.threads} are for `benchmark rtf`: write threads=[{self.threads[0]}].",
+        )
+        require(
+            self.figure is None or self.kind == Kind.rtf, "figure=FILE is drawn by `benchmark rtf` only: leave it out."
+        )
+        require(
+            self.figure is None or self.figure.endswith((".svg", ".png", ".pdf")),
+            f"figure={self.figure} must end in .svg, .png or .pdf.",
+        )
+        require(
+            (self.routing is Choice.replay) == (self.trace is not None),
+            "routing=replay and trace=FOLDER belong together; give both, or neither.",
+        )
         require(self.vocab_size >= 4, f"vocab_size={self.vocab_size} must be at least 4, special tokens included.")
         require(self.seconds >= 0.1, f"seconds={self.seconds} must be at least 0.1.")
         require(0.0 < self.nonblank < 1.0, f"nonblank={self.nonblank} is a share of frames: write 0.16.")
@@ -117,4 +166,5 @@ def quickened(config: BenchmarkConfig) -> BenchmarkConfig:
     decoder = replace(config.model.decoder, heads=2, ffn_width=64, **depths)
     model = replace(config.model, encoder=encoder, decoder=decoder)
     layer = replace(config.layer, width=32, ffn_width=64, copies=2, rows=[1, 16], train_rows=32)
-    return replace(config, model=model, layer=layer, vocab_size=50, seconds=2.0, rounds=2)
+    searches = replace(config.searches, vocab_sizes=[50], beams=config.searches.beams[:2])
+    return replace(config, model=model, layer=layer, searches=searches, vocab_size=50, seconds=2.0, rounds=2)

@@ -145,7 +145,7 @@ class Session:
     @torch.inference_mode()
     def push(self, samples: numpy.ndarray | Tensor) -> Partial:
         """samples (S,), any number, at the model's sample rate: floats in [-1, 1] or int16; else raises InputError."""
-        new, log_mel, ended = _as_float(samples), self._recognizer.log_mel, len(self._segments)
+        new, log_mel, ended = as_float(samples), self._recognizer.log_mel, len(self._segments)
         self._waiting.append(new)
         self._count += len(new)
         if self._count < log_mel.samples_needed(self._lacking()):
@@ -235,7 +235,7 @@ class Session:
         return replace(self._recognizer.transcript(found[0]), nbest=tuple(found))
 
 
-def _as_float(samples: numpy.ndarray | Tensor) -> Tensor:
+def as_float(samples: numpy.ndarray | Tensor) -> Tensor:
     """A copy, (S,) float32 in [-1, 1]: the caller may use the memory again."""
     array = samples.cpu().numpy() if isinstance(samples, Tensor) else numpy.asarray(samples)
     if array.ndim != 1 or (array.dtype.kind != "f" and array.dtype != numpy.int16):
