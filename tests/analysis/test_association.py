@@ -6,15 +6,19 @@ from scipy.stats import chi2_contingency
 from scipy.stats.contingency import association
 
 from moe_asr.analysis.association import (
+    agreement,
     chosen_of_others,
     contingency,
     corrected_cramers_v,
     cramers_v,
+    explained,
+    kappa,
     loss_spikes,
     normalized_mutual_information,
     segment_lengths,
     shuffled_segment_lengths,
     site_association,
+    switching_rate,
 )
 from moe_asr.analysis.trace import SiteRows, Trace
 from moe_asr.errors import InputError
@@ -70,6 +74,30 @@ def test_mutual_information_in_closed_form():
     assert normalized_mutual_information(table) == pytest.approx(shared / (numpy.log(2) * column) ** 0.5)
 
 
+def test_what_columns_explain_of_rows_in_closed_form():
+    table = numpy.array([[2, 0], [1, 1]])
+    column = -(0.75 * numpy.log(0.75) + 0.25 * numpy.log(0.25))
+    assert explained(table) == pytest.approx((column - 0.5 * numpy.log(2)) / numpy.log(2))
+    assert explained(numpy.array([[3, 0, 0], [0, 2, 2]])) == pytest.approx(1.0)  # columns say all of the rows
+    assert explained(numpy.array([[3, 0, 0], [0, 2, 2]]).T) < 0.7  # and rows not all of the columns
+    assert explained(numpy.outer([1, 2], [3, 4])) == pytest.approx(0.0)
+    assert numpy.isnan(explained(numpy.array([[3, 4]])))
+
+
+def test_agreement_is_of_numbers_and_kappa_without_chance():
+    table = numpy.array([[20, 5], [10, 15]])  # an example of the literature: 0.7 and 0.5 by chance
+    assert agreement(table) == pytest.approx(0.7)
+    assert kappa(table) == pytest.approx(0.4)
+    assert agreement(numpy.array([[0, 5], [5, 0]])) == 0.0
+    assert kappa(numpy.outer([1, 2], [3, 4])) == pytest.approx(0.0)
+    assert numpy.isnan(kappa(numpy.array([[3, 0], [0, 0]])))
+    assert numpy.isnan(agreement(numpy.zeros((2, 2))))
+    a = rng().integers(0, 4, 2000)
+    found = site_association(make_trace(one=a, same=a, other=(a + 1) % 4), measure=kappa, draws=5)
+    assert found.observed[0].tolist() == pytest.approx([1.0, 1.0, found.observed[0, 2]])
+    assert found.observed[0, 2] < -0.2
+
+
 def test_equal_routers_correlate_and_independent_ones_stay_in_the_null():
     a, b = rng().integers(0, 4, (2, 5000))
     found = site_association(make_trace(one=a, same=3 - a, other=b), draws=40)
@@ -111,6 +139,12 @@ def test_segments_end_with_the_utterance():
     assert segment_lengths(numpy.zeros(0, int), numpy.array([0])).tolist() == []
     steady, borders = numpy.repeat(rng().integers(0, 4, 200), 5), numpy.arange(0, 1001, 50)
     assert segment_lengths(steady, borders).mean() > 3 * shuffled_segment_lengths(steady, borders).max()
+
+
+def test_switches_are_counted_within_utterances():
+    choices, offsets = numpy.array([1, 1, 2, 2, 3, 3, 3]), numpy.array([0, 4, 4, 7])
+    assert switching_rate(choices, offsets) == pytest.approx(1 / 5)
+    assert numpy.isnan(switching_rate(choices[:1], numpy.array([0, 1])))
 
 
 def test_spikes_of_a_loss():

@@ -10,7 +10,7 @@ import torch
 from lhotse.cut import Cut
 
 from moe_asr.analysis.record import record_trace
-from moe_asr.analysis.trace import Trace, load_trace
+from moe_asr.analysis.trace import Trace, load_trace, said
 from moe_asr.config.decode import DecodeConfig, DecodeMode
 from moe_asr.config.model import MoEConfig
 from moe_asr.config.program import TrainConfig
@@ -51,6 +51,7 @@ def traced(
 
 def arrays(trace: Trace) -> dict[str, numpy.ndarray]:
     sites = {f"{site}/{name}": array for site, rows in trace.sites.items() for name, array in vars(rows).items()}
+    sites = {name: array for name, array in sites.items() if array is not None}
     return {**sites, **trace.labels, **trace.offsets}
 
 
@@ -147,6 +148,34 @@ def test_frames_are_labelled_by_what_is_said_in_their_middle(
     assert unknown.symbols == {"phone": (), "word": ()}
     assert (unknown.labels["word"] == -1).all()
     assert len(unknown.labels["word"]) == len(trace.labels["word"])
+
+
+def test_probabilities_are_written_where_they_are_asked_for(
+    recognizer: Recognizer, cuts: list[Cut], tmp_path: Path
+) -> None:
+    card = record_trace(recognizer, {"seen": cuts[:2]}, DECODE, tmp_path, 10**6, {}, probabilities=True)
+    assert card["routers"] == list(range(len(card["sites"])))
+    for rows in load_trace(tmp_path).sites.values():
+        p = rows.probabilities
+        assert p is not None
+        numpy.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+        numpy.testing.assert_allclose(-(p * numpy.log(p)).sum(1), rows.entropy, atol=1e-4)
+        numpy.testing.assert_array_equal(p.argmax(1), rows.ids[:, 0])
+
+
+def test_words_whose_times_nobody_knows_are_aligned(recognizer: Recognizer, cuts: list[Cut], tmp_path: Path) -> None:
+    silent = [cut.map_supervisions(lambda s: replace(s, alignment=None)) for cut in cuts[:3]]
+    record_trace(recognizer, {"seen": silent}, DECODE, tmp_path / "a", 10**6, {}, align=True)
+    trace = load_trace(tmp_path / "a")
+    assert (trace.labels["phone"] == -1).all()
+    for u, facts in enumerate(trace.utterances):
+        cut = next(cut for cut in cuts if cut.id == facts["id"])
+        found = recognizer.align(torch.from_numpy(load_samples(cut)), facts["text"])
+        times = [(symbol, pytest.approx(start), pytest.approx(end)) for symbol, start, end in said(trace, u)]
+        assert times == [(word.text, word.start, word.end) for word in found.words]
+    foreign = [cut.map_supervisions(lambda s: replace(s, alignment=None, text="xyzzy")) for cut in cuts[:2]]
+    record_trace(recognizer, {"seen": foreign}, DECODE, tmp_path / "b", 10**6, {}, align=True)
+    assert (load_trace(tmp_path / "b").labels["word"] == -1).all()
 
 
 def test_what_is_no_whole_trace_is_refused(recognizer: Recognizer, cuts: list[Cut], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moe_asr.measure.expert_use import Alarm, Watch, dead, expert_table, heat_map, variation
+from moe_asr.measure.expert_use import Alarm, Watch, dead, effective_experts, expert_table, heat_map, variation
 
 EVEN, ONE, UNEVEN = [0.25] * 4, [1.0, 0.0, 0.0, 0.0], [0.88, 0.04, 0.04, 0.04]
 
@@ -12,6 +12,12 @@ EVEN, ONE, UNEVEN = [0.25] * 4, [1.0, 0.0, 0.0, 0.0], [0.88, 0.04, 0.04, 0.04]
 def test_dead_is_below_a_hundredth_of_the_even_share() -> None:
     assert dead([0.0, 0.0024, 0.0026, 0.995]) == [0, 1]
     assert dead(EVEN) == []
+
+
+def test_experts_in_effect_in_closed_form() -> None:
+    assert effective_experts(EVEN) == pytest.approx(4)
+    assert effective_experts(ONE) == pytest.approx(1)
+    assert effective_experts([0.5, 0.25, 0.25, 0]) == pytest.approx(2**1.5)
 
 
 def test_variation_in_closed_form() -> None:

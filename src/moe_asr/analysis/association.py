@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy
+from scipy.special import entr
 
 from moe_asr.analysis.trace import Trace
 from moe_asr.errors import InputError
@@ -44,14 +45,33 @@ def corrected_cramers_v(table: numpy.ndarray) -> float:
 
 def normalized_mutual_information(table: numpy.ndarray) -> float:
     """``I(A;B) / sqrt(H(A) H(B))`` (Strehl and Ghosh 2002)."""
-    table = _occurring(table)
+    rows, columns, both = _entropies(table)
+    return (rows + columns - both) / (rows * columns) ** 0.5 if rows * columns > 0 else float("nan")
+
+
+def explained(table: numpy.ndarray) -> float:
+    """``I(A;B) / H(A)``: which share of the entropy of the rows the columns explain (Theil's U, 1970)."""
+    rows, columns, both = _entropies(table)
+    return (rows + columns - both) / rows if rows > 0 else float("nan")
+
+
+def _entropies(table: numpy.ndarray) -> tuple[float, float, float]:
+    """Of the rows, of the columns and of both together, nats."""
     p = table / max(table.sum(), 1)
+    return tuple(float(entr(q).sum()) for q in (p.sum(1), p.sum(0), p))  # type: ignore[return-value]
 
-    def entropy(q: numpy.ndarray) -> float:
-        return float(-(q[q > 0] * numpy.log(q[q > 0])).sum())
 
-    rows, columns = entropy(p.sum(1)), entropy(p.sum(0))
-    return (rows + columns - entropy(p)) / (rows * columns) ** 0.5 if rows * columns > 0 else float("nan")
+def agreement(table: numpy.ndarray) -> float:
+    """How often both have the same number, which means something where sites share a router."""
+    n = table.sum()
+    return float(numpy.trace(table) / n) if n else float("nan")
+
+
+def kappa(table: numpy.ndarray) -> float:
+    """``(agreement - chance) / (1 - chance)``, chance being that of independent choices (Cohen 1960)."""
+    n = max(table.sum(), 1)
+    chance = float(table.sum(1) @ table.sum(0)) / n**2
+    return (agreement(table) - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
 def _occurring(table: numpy.ndarray) -> numpy.ndarray:
@@ -134,6 +154,12 @@ def segment_lengths(choices: numpy.ndarray, offsets: numpy.ndarray) -> numpy.nda
     starts = offsets[:-1]
     begins[starts[starts < len(choices)]] = True
     return numpy.diff(numpy.append(begins.nonzero()[0], len(choices)))
+
+
+def switching_rate(choices: numpy.ndarray, offsets: numpy.ndarray) -> float:
+    """How often a position (P,) has another expert than the one before it in its utterance; offsets (U+1,)."""
+    first = numpy.isin(numpy.arange(len(choices)), offsets)[1:]
+    return float((choices[1:] != choices[:-1])[~first].mean()) if (~first).any() else float("nan")
 
 
 def shuffled_segment_lengths(

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from moe_asr.analysis.trace import KINDS
 from moe_asr.config.compose import to_plain
+from moe_asr.config.data import TokenUnit
 from moe_asr.config.decode import DecodeConfig
 from moe_asr.data.batches import read_all, similar
 from moe_asr.data.manifest import Problem, describe
+from moe_asr.data.selection import target_text
 from moe_asr.decoding.search import search
 from moe_asr.errors import InputError
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.modules.subsampling import FACTOR
 from moe_asr.runs.directory import write_atomically, write_json
 from moe_asr.runs.recognizer import Recognizer
+from moe_asr.runs.transcripts import FRAME_SECONDS
 from moe_asr.tensors import Chunking
 
 
@@ -32,11 +35,14 @@ def record_trace(
     folder: Path,
     shard_frames: int,
     about: Mapping[str, Any],
+    probabilities: bool = False,
+    align: bool = False,
 ) -> dict[str, Any]:
     """Decodes the utterances of all sets as `evaluate` does and writes the trace; returns its card, `about` included.
 
-    No more is held than a batch and the rows of `shard_frames` frames. Raises InputError for a dense model, for a
-    folder that holds a trace, and where no utterance can be read.
+    probabilities: of every expert, too. align: what nobody knows the times of is labelled by forced alignment. No more
+    is held than a batch and the rows of `shard_frames` frames. Raises InputError for a dense model, for a folder that
+    holds a trace, and where no utterance can be read.
     """
     model, config = recognizer.model, recognizer.config
     if not model.routers.sites:
@@ -64,13 +70,14 @@ def record_trace(
                     continue
                 found = [group[i] for i in samples]
                 lines, trace = _traced(recognizer, found, list(samples.values()), decode)
-                for cut, line in zip(found, lines, strict=True):
+                for cut, line, waveform in zip(found, lines, samples.values(), strict=True):
                     listed.write(json.dumps({"split": split, **line}, ensure_ascii=False) + "\n")
                     for kind in KINDS:
-                        labels = _labels(cut, kind, line["positions"]["encoder"], recognizer, symbols[kind])
+                        said = known_times(cut, kind) or (aligned(recognizer, cut, waveform, kind) if align else [])
+                        labels = _labels(said, line["positions"]["encoder"], recognizer, symbols[kind])
                         shard.setdefault(kind, []).append(labels)
                     waiting += line["positions"]["encoder"]
-                for name, rows in _rows(trace):
+                for name, rows in _rows(trace, probabilities):
                     shard.setdefault(name, []).append(rows)
                 utterances += len(found)
                 if waiting >= shard_frames:
@@ -81,6 +88,7 @@ def record_trace(
         flush()
     card = {
         "sites": [str(site) for site in model.routers.sites],
+        "routers": [model.routers.table[site] for site in model.routers.sites],
         "num_experts": config.moe.num_experts,
         "top_k": config.moe.top_k,
         "decode": to_plain(decode),
@@ -119,7 +127,7 @@ def _traced(
     return lines, trace
 
 
-def _rows(trace: RoutingTrace) -> Iterator[tuple[str, numpy.ndarray]]:
+def _rows(trace: RoutingTrace, probabilities: bool) -> Iterator[tuple[str, numpy.ndarray]]:
     """The arrays of a shard that a batch adds to: valid positions only, utterance by utterance."""
     for part in trace:
         routing, valid = part.routing, part.valid
@@ -128,17 +136,47 @@ def _rows(trace: RoutingTrace) -> Iterator[tuple[str, numpy.ndarray]]:
         yield f"{part.site}/ids", routing.expert_ids[valid].cpu().numpy().astype(small)
         yield f"{part.site}/weights", routing.weights[valid].float().cpu().numpy()
         yield f"{part.site}/entropy", entropy[valid].float().cpu().numpy()
+        if probabilities:
+            yield f"{part.site}/probabilities", routing.probabilities[valid].float().cpu().numpy()
 
 
-def _labels(cut: Cut, kind: str, frames: int, recognizer: Recognizer, known: dict[str, int]) -> numpy.ndarray:
-    """(frames,) what is said in the middle of the samples that the subsampling makes each frame of."""
+Said = list[tuple[str, float, float]]
+"""Symbols with begin and end (s), in order."""
+
+
+def known_times(cut: Cut, kind: str) -> Said:
+    """What the corpus knows of an utterance."""
     items = [item for part in cut.supervisions for item in (part.alignment or {}).get(kind, ())]
-    items.sort(key=lambda item: item.start)
+    return sorted(((item.symbol, item.start, item.end) for item in items), key=lambda item: item[1])
+
+
+def aligned(recognizer: Recognizer, cut: Cut, samples: Tensor, kind: str) -> Said:
+    """By forced alignment of the reference: its words, or phones if the model writes such; nothing if that fails."""
+    phones = recognizer.tokenizer.unit is TokenUnit.phone
+    if (kind == "phone") != phones:
+        return []
+    try:
+        found = recognizer.align(samples, target_text(describe(cut), recognizer.tokenizer.unit))
+    except InputError:
+        return []
+    middle = _middle(recognizer) - FRAME_SECONDS / 2  # an aligned frame is labelled by what is said in it
+    said = found.tokens if phones else found.words
+    return [(item.text, item.start + middle, item.end + middle) for item in said]
+
+
+def _middle(recognizer: Recognizer) -> float:
+    """Of the samples (s) that the subsampling makes the first frame of."""
     log_mel = recognizer.log_mel
-    middle = log_mel.samples_needed(FACTOR + recognizer.model.encoder.overlap) / 2 / log_mel.sample_rate
-    times = middle + numpy.arange(frames) * FACTOR * log_mel.shift / log_mel.sample_rate
+    return log_mel.samples_needed(FACTOR + recognizer.model.encoder.overlap) / 2 / log_mel.sample_rate
+
+
+def _labels(said: Said, frames: int, recognizer: Recognizer, known: dict[str, int]) -> numpy.ndarray:
+    """(frames,) what is said in the middle of the samples that the subsampling makes each frame of."""
+    times = (
+        _middle(recognizer) + numpy.arange(frames) * FACTOR * recognizer.log_mel.shift / recognizer.log_mel.sample_rate
+    )
     # Before the first item and within pauses nothing is said.
-    place = numpy.searchsorted([item.start for item in items], times, side="right") - 1
-    ids = numpy.array([known.setdefault(item.symbol, len(known)) for item in items] + [-1], dtype=numpy.int32)
-    ends = numpy.array([item.end for item in items] + [-1.0])
+    place = numpy.searchsorted([start for _, start, _ in said], times, side="right") - 1
+    ids = numpy.array([known.setdefault(symbol, len(known)) for symbol, _, _ in said] + [-1], dtype=numpy.int32)
+    ends = numpy.array([end for _, _, end in said] + [-1.0])
     return numpy.where(times < ends[place], ids[place], -1).astype(numpy.int32)

@@ -6,8 +6,9 @@ trace.json         the card; written last, hence a folder without it holds no wh
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -22,11 +23,15 @@ KINDS = ("phone", "word")
 
 @dataclass(frozen=True)
 class SiteRows:
-    """ids (P,K), integers, best first; weights (P,K), float32; entropy (P,) of the router's probabilities, in nats."""
+    """ids (P,K), integers, best first; weights (P,K), float32; entropy (P,) of the router's probabilities, in nats.
+
+    probabilities (P,E): float32, where the trace was asked for them.
+    """
 
     ids: numpy.ndarray
     weights: numpy.ndarray
     entropy: numpy.ndarray
+    probabilities: numpy.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,12 @@ def load_trace(folder: str | Path) -> Trace:
             for stack in utterances[0]["positions"]
         }
         sites = {
-            site: SiteRows(rows[f"{site}/ids"], rows[f"{site}/weights"], rows[f"{site}/entropy"])
+            site: SiteRows(
+                rows[f"{site}/ids"],
+                rows[f"{site}/weights"],
+                rows[f"{site}/entropy"],
+                rows.get(f"{site}/probabilities"),
+            )
             for site in card["sites"]
         }
         labels = {kind: rows[kind] for kind in KINDS}
@@ -82,3 +92,53 @@ def load_trace(folder: str | Path) -> Trace:
     except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
         raise InputError(f"the trace {folder} is damaged ({error}); write it again.") from error
     return Trace(card, utterances, offsets, sites, labels, symbols)
+
+
+def stack_of(site: str) -> str:
+    return site.partition(".")[0]
+
+
+def loads(trace: Trace, stack: str | None = None) -> dict[str, list[float]]:
+    """By site (of a stack), the share of the assignments that each expert got."""
+    experts = int(trace.card["num_experts"])
+    counts = {
+        site: numpy.bincount(rows.ids[rows.ids >= 0], minlength=experts)
+        for site, rows in trace.sites.items()
+        if stack in (None, stack_of(site))
+    }
+    return {site: (count / max(count.sum(), 1)).tolist() for site, count in counts.items()}
+
+
+def select(trace: Trace, keep: Callable[[Mapping[str, Any]], bool]) -> Trace:
+    """The trace of the utterances of which `keep` says so. Raises InputError if there are none."""
+    kept = [u for u, facts in enumerate(trace.utterances) if keep(facts)]
+    if not kept:
+        raise InputError(f"none of the {len(trace.utterances)} utterances of the trace is kept.")
+    rows = {stack: _rows_of(offsets, kept) for stack, offsets in trace.offsets.items()}
+    return Trace(
+        trace.card,
+        tuple(trace.utterances[u] for u in kept),
+        {stack: numpy.cumsum([0, *numpy.diff(offsets)[kept]]) for stack, offsets in trace.offsets.items()},
+        {
+            site: replace(of, **{k: a[rows[stack_of(site)]] for k, a in vars(of).items() if a is not None})
+            for site, of in trace.sites.items()
+        },
+        {kind: labels[rows["encoder"]] for kind, labels in trace.labels.items()},
+        trace.symbols,
+    )
+
+
+def _rows_of(offsets: numpy.ndarray, utterances: Sequence[int]) -> numpy.ndarray:
+    return numpy.concatenate([numpy.arange(offsets[u], offsets[u + 1]) for u in utterances])
+
+
+def said(trace: Trace, utterance: int, kind: str = "word") -> list[tuple[str, float, float]]:
+    """What an utterance says and when (s, counted in frames of 40 ms), as far as it is known."""
+    begin, end = trace.offsets["encoder"][utterance : utterance + 2]
+    labels = trace.labels[kind][begin:end]
+    edges = numpy.flatnonzero(numpy.diff(labels, prepend=-2, append=-2))
+    return [
+        (trace.symbols[kind][labels[first]], 0.04 * first, 0.04 * last)
+        for first, last in pairwise(edges.tolist())
+        if labels[first] >= 0
+    ]

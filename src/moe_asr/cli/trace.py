@@ -39,8 +39,10 @@ def run(config: TraceConfig) -> None:
         "precision": config.precision,
         **environment(),
     }
-    sets = {split: read_split(data, split) for split in splits}
-    card = record_trace(recognizer, sets, config.decode, folder, config.shard_frames, about)
+    whole = {split: read_split(data, split) for split in splits}
+    sets = {split: cuts[:: -(-len(cuts) // (config.limit or len(cuts)))] for split, cuts in whole.items()}
+    asked = (config.shard_frames, about, config.probabilities, config.align)
+    card = record_trace(recognizer, sets, config.decode, folder, *asked)
     lost = f"; {len(card['unreadable'])} could not be read" if card["unreadable"] else ""
     print(f"{card['utterances']} utterances, {len(card['sites'])} sites{lost}")
     print(f"trace: {folder}")

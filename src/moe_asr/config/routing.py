@@ -48,6 +48,12 @@ class TraceConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     initial: bool = False
     """Trace the run's model as it was before training: what a router decides that has learnt nothing."""
+    probabilities: bool = False
+    """Write the probability of every expert too, which the drift between two checkpoints is measured by."""
+    align: bool = False
+    """Label words (of phone models: phones) whose times the corpus does not know, by forced alignment of its text."""
+    limit: int | None = None
+    """So many utterances of each set, drawn evenly from it; null = all."""
     shard_frames: int = 100_000
     """Frames (40 ms) per file of the trace, which bound the memory."""
     device: str = "cpu"
@@ -61,4 +67,5 @@ class TraceConfig:
     def __post_init__(self) -> None:
         require(self.threads >= 1, f"threads={self.threads} must be at least 1.")
         check_computing(self.precision, self.experts)
+        require(self.limit is None or self.limit >= 1, f"limit={self.limit} must be at least 1, or null.")
         require(self.shard_frames >= 1, f"shard_frames={self.shard_frames} must be at least 1.")

@@ -27,6 +27,11 @@ def variation(load: Sequence[float]) -> float:
     return math.sqrt(math.fsum((share - mean) ** 2 for share in load) / len(load)) / max(mean, 1e-12)
 
 
+def effective_experts(load: Sequence[float]) -> float:
+    """``exp(H(load))``: so many equally used experts would have its entropy (Hill's number of order 1, 1973)."""
+    return math.exp(-math.fsum(share * math.log(share) for share in load if share > 0))
+
+
 @dataclass(frozen=True)
 class Alarm:
     """That experts have collapsed at a site, or (norm None) that a router gets no gradient."""
