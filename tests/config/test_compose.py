@@ -1,7 +1,6 @@
 """The door of the configuration: everything that exists composes, everything else is refused with the right word."""
 
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
@@ -11,12 +10,15 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from moe_asr.config import compose
 from moe_asr.config.align import AlignConfig
 from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeConfig
+from moe_asr.config.compare import CompareConfig
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
 from moe_asr.config.pages import ExploreConfig
 from moe_asr.config.prepare import PrepareConfig
@@ -39,6 +41,7 @@ COMMANDS: dict[str, type] = {
     "explore": ExploreConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
+    "compare": CompareConfig,
     "prune": PruneConfig,
 }
 
@@ -51,9 +54,9 @@ def points(experiment: str) -> Iterator[list[str]]:
     """The overrides of every point of an experiment; a single one unless it is a grid."""
     file = config_folder() / "experiment" / f"{experiment}.yaml"
     grid = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
-    for values in itertools.product(*(str(choices).split(",") for choices in grid.values())):
-        chosen = [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-        yield [f"experiment={experiment}", "hydra.sweeper.params=null", *chosen]
+    said = OverridesParser.create().parse_overrides([f"{key}={choices}" for key, choices in grid.items()])
+    for chosen in BasicSweeper.split_arguments(said, None)[0]:
+        yield [f"experiment={experiment}", *chosen]
 
 
 def leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -106,6 +109,8 @@ def test_every_point_of_every_experiment_composes(experiment: str) -> None:
 def test_a_grid_needs_m_and_its_points_compose(folder: Path) -> None:
     with pytest.raises(InputError, match=r"This is a grid \(seed=1,2 moe.placement=none,both\): add -m to run all"):
         train_config("experiment=grid")
+    with pytest.raises(InputError, match=r"This is a grid \(moe.placement=none,both\)"):
+        train_config("experiment=grid", "seed=1")
     configs = [train_config(*overrides) for overrides in points("grid")]
     assert [(c.seed, c.moe.placement) for c in configs] == [(1, "none"), (1, "both"), (2, "none"), (2, "both")]
 
@@ -144,6 +149,7 @@ PAIRED = {  # options whose neighbours allow only some values
     "kind": "rtf",
     "routing": "replay",
     "figure": "latency.svg",
+    "searches.vocab_sizes": [64, 500],
     "segments": True,
     "routing.choose": "replay",
     "synthetic.recipe": "text",
