@@ -77,6 +77,7 @@ def run(config: EvaluateConfig) -> None:
         "tuned": receipt and {key: receipt[key] for key in ("weights", "data", "sets", "commit")},
         "precision": config.precision,
         "experts": config.experts,
+        "trained": to_plain(trained),
         **environment(),
     }
     if suite:

@@ -37,9 +37,9 @@ def domain_means(test: Mapping[str, Any], against: Mapping[str, Any] | None = No
     against: results["test"] of another system, whose means divide ours. Raises InputError if that has other sets.
     """
     means = {}
-    suffixes = dict.fromkeys(_suffix(name, result) for name, result in test.items())
+    suffixes = dict.fromkeys(decoding_suffix(name, result) for name, result in test.items())
     for suffix in suffixes:
-        own = {name: result for name, result in test.items() if _suffix(name, result) == suffix}
+        own = {name: result for name, result in test.items() if decoding_suffix(name, result) == suffix}
         means[suffix] = {"domains": len(own), **_means(own)}
         if against is not None:
             if missing := [name for name in own if name not in against]:
@@ -70,7 +70,7 @@ def domain_lines(means: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _suffix(name: str, result: Mapping[str, Any]) -> str:
+def decoding_suffix(name: str, result: Mapping[str, Any]) -> str:
     split = str(result["split"])
     return name.removeprefix(split if name.startswith(split) else split.rpartition("/")[2])
 

@@ -1,0 +1,294 @@
+"""From runs and files of hypotheses to the table of `moe-asr compare`; nothing is decoded anew."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+from omegaconf import OmegaConf
+
+from moe_asr.config.compare import CompareConfig, Kind
+from moe_asr.config.compose import to_plain, to_typed
+from moe_asr.config.program import TrainConfig
+from moe_asr.config.score import Unit
+from moe_asr.errors import InputError
+from moe_asr.measure.comparison import Comparison, compare_checkpoints, compare_methods, holm, mapsswe
+from moe_asr.measure.domains import decoding_suffix
+from moe_asr.measure.errors import edit_counts, paired_ids
+from moe_asr.measure.normalize import normalizer
+from moe_asr.measure.score_files import Transcripts, read_speakers, read_transcripts
+from moe_asr.runs.directory import NOT_PART_OF_THE_RUN, Status
+from moe_asr.runs.sweep import FILE, read_sweep
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A run, an evaluation of one, or a file of hypotheses."""
+
+    path: str
+    sets: Mapping[str, Path]
+    """Hypotheses by the name of their set."""
+    dev: tuple[str, ...] = ()
+    """Sets that are compared only if asked for."""
+    seed: int | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+    """Every other option, and how it was decoded."""
+    normalizer: Mapping[str, str] | None = None
+    unit: Unit = Unit.word
+
+
+@dataclass(frozen=True)
+class Group:
+    name: str
+    systems: tuple[System, ...]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [system.seed for system in self.systems]
+
+
+def read_systems(words: Sequence[str]) -> list[System]:
+    """Every run once, in order; a sweep stands for those of its runs that are done. InputError without results."""
+    paths: dict[Path, str] = {}
+    for word in words:
+        if (Path(word) / FILE).is_file():
+            jobs = read_sweep(word).jobs
+            paths |= {job.run.path.resolve(): str(job.run.path) for job in jobs if job.status is Status.done}
+        else:
+            paths.setdefault(Path(word).resolve(), word)
+    return [_read_system(path, word) for path, word in paths.items()]
+
+
+def _read_system(folder: Path, word: str) -> System:
+    if folder.is_file():
+        return System(word, {"": folder})
+    file = folder / "results.json"
+    if not file.is_file():
+        raise InputError(f"{word} has no results.json; finish the run, or give a folder of evaluate or hypotheses.")
+    results = json.loads(file.read_text("utf8"))
+    found = {part: results.get(part) or {} for part in ("test", "dev")}
+    files = {
+        name: folder / "hypotheses" / f"{_stem(name, result)}.jsonl"
+        for part in found.values()
+        for name, result in part.items()
+    }
+    if not files:
+        raise InputError(f"{word} has no results of any set; evaluate it first.")
+    one = next(result for part in found.values() for result in part.values())
+    near = (folder / "config.yaml", folder.parents[1] / "config.yaml")  # of the run; of an evaluation inside one
+    trained = results.get("trained") or next((OmegaConf.load(f) for f in near if f.is_file()), None)
+    settings = _settings(trained) if trained else {}
+    seed = settings.pop("seed", None)
+    settings |= {key: results[key] for key in ("precision", "experts", "routing", "tuned") if results.get(key)}
+    settings |= {f"decode.{key}": value for key, value in one["decode"].items()}
+    kept = tuple(sorted((key, str(value)) for key, value in settings.items()))
+    return System(word, files, tuple(found["dev"]), seed, kept, one["normalizer"], Unit(one["unit"]))
+
+
+def _stem(name: str, result: Mapping[str, Any]) -> str:
+    return str(result["split"]).replace("/", "-") + decoding_suffix(name, result) if "split" in result else name
+
+
+def _settings(written: Any) -> dict[str, Any]:
+    """The options of a run that make it what it is, flat; those that did not exist yet have their defaults."""
+    try:
+        plain = to_plain(to_typed(TrainConfig, written))
+    except InputError:  # of another version: as it is
+        plain = dict(OmegaConf.to_container(OmegaConf.create(written)))  # type: ignore[arg-type]
+    return dict(_flat({key: value for key, value in plain.items() if key not in (*NOT_PART_OF_THE_RUN, "decode")}))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        leaf
+        for key, value in node.items()
+        for leaf in (_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)])
+    ]
+
+
+def grouped(systems: Sequence[System]) -> list[Group]:
+    """Runs that differ in nothing but the seed, named by the options in which the groups differ; files one by one."""
+    found: dict[object, list[System]] = {}
+    for system in systems:
+        found.setdefault(system.settings or system.path, []).append(system)
+    settings = [dict(members[0].settings) for members in found.values()]
+    keys = sorted({key for one in settings for key in one if len({other.get(key) for other in settings}) > 1})
+    groups = []
+    for members, one in zip(found.values(), settings, strict=True):
+        name = " ".join(f"{key}={one[key]}" for key in keys if key in one) or members[0].path
+        groups.append(Group(name, tuple(members)))
+    return groups
+
+
+def matched(groups: Sequence[Group], kind: Kind | None) -> tuple[Kind, list[tuple[Group, Group]]]:
+    """What is compared with what. Raises InputError where a claim about methods rests on one seed."""
+    groups = list(groups)
+    single = [group for group in groups if len(group.systems) == 1]
+    if kind is None:
+        kind = Kind.checkpoints if len(groups) == 1 or len(single) == len(groups) else Kind.methods
+    if kind is Kind.checkpoints:
+        groups = [
+            Group(group.name if len(group.systems) == 1 else system.path, (system,))
+            for group in groups
+            for system in group.systems
+        ]
+    if len(groups) < 2:
+        raise InputError("There is nothing to compare with; give at least two runs that differ in more than the seed.")
+    if kind is Kind.methods:
+        for group in groups:
+            if len(group.systems) == 1:
+                raise InputError(
+                    f"{group.name} has one seed, and one seed is no evidence about a method: other seeds differ as "
+                    "much as methods do. Give at least 2 of each, better 8, or ask about these runs: kind=checkpoints."
+                )
+            if twice := [seed for seed, times in Counter(group.seeds).items() if times > 1 and seed is not None]:
+                paths = " and ".join(system.path for system in group.systems if system.seed == twice[0])
+                raise InputError(f"{group.name} has the seed {twice[0]} twice: {paths}; leave one out.")
+    return kind, [(groups[0], other) for other in groups[1:]]
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """The table as plain values: kind, warnings, groups, and a row for every pair and set.
+
+    Raises InputError where utterances or references of a set differ, or for a claim about methods on one seed.
+    """
+    if config.a:
+        groups = [Group("a", tuple(read_systems(config.a))), Group("b", tuple(read_systems(config.b)))]
+    else:
+        groups = grouped(read_systems(config.systems))
+    kind, pairs = matched(groups, config.kind)
+    systems = list(dict.fromkeys(system for pair in pairs for group in pair for system in group.systems))
+    scoring, warnings = _scoring(systems, config)
+    if kind is Kind.checkpoints:
+        warnings.append("one run of each: this is about these checkpoints, and is no claim about methods")
+        if systems[0].settings and len({system.settings for system in systems}) == 1:
+            warnings.append("they differ in nothing but the seed, so this is what training again does")
+    rows = [_compared(kind, pair, name, scoring) for name in _sets(systems, config.sets) for pair in pairs]
+    for key, target in (("p", "p_holm"), ("mapsswe_p", "mapsswe_p_holm")):
+        for row, p in zip(rows, holm([row.get(key) for row in rows]), strict=True):
+            row[target] = p
+    for row in rows:
+        row["verdict"] = _verdict(row)
+    members = {group.name: [system.path for system in group.systems] for pair in pairs for group in pair}
+    return {"kind": kind.value, "groups": members, "warnings": warnings, **asdict(scoring), "rows": rows}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    unit: Unit
+    normalizer: str
+    reference: str | None
+    utt2spk: str | None
+
+
+def _scoring(systems: Sequence[System], config: CompareConfig) -> tuple[Scoring, list[str]]:
+    first, warnings = systems[0], []
+    name = config.normalizer or (first.normalizer or {}).get("name", "none")
+    normalizer(name)
+    for other in systems:
+        if other.normalizer and first.normalizer and other.normalizer != first.normalizer:
+            of = f"{first.normalizer['name']} of {first.path} and {other.normalizer['name']} of {other.path}"
+            warnings.append(f"the normalisers differ, {of}; all are scored anew by {name}")
+            break
+    if other := next((s for s in systems if s.unit is not first.unit), None):
+        unit = config.unit or first.unit
+        warnings.append(f"{first.path} counts {first.unit}s and {other.path} {other.unit}s; all are scored by {unit}s")
+    return Scoring(config.unit or first.unit, name, config.reference, config.utt2spk), warnings
+
+
+def _sets(systems: Sequence[System], asked: Sequence[str] | None) -> list[str]:
+    first = systems[0]
+    names = list(asked or [name for name in first.sets if name not in first.dev])
+    for system in systems:
+        for name in [name for name in names if name not in system.sets]:
+            if asked or not set(names) & set(system.sets):
+                there = ", ".join(system.sets) or "none"
+                raise InputError(f"{system.path} has no results of the set {name or first.path}; it has {there}.")
+            names.remove(name)
+    return names
+
+
+@cache
+def _read(path: Path, role: str) -> Transcripts:
+    return read_transcripts(path, role)
+
+
+@cache
+def _counts(path: Path, scoring: Scoring) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """The raw reference and (errors, tokens) of every utterance, by name."""
+    hypotheses = _read(path, "hypothesis").texts
+    try:
+        references = _read(Path(scoring.reference) if scoring.reference else path, "reference").texts
+    except InputError as error:
+        if scoring.reference:
+            raise
+        raise InputError(f"{path} does not say what was said; add reference=FILE.") from error
+    ids, normal = paired_ids(references, hypotheses), normalizer(scoring.normalizer)
+    counts = edit_counts([normal(references[i]) for i in ids], [normal(hypotheses[i]) for i in ids], scoring.unit)
+    return references, {i: (c.errors, c.tokens) for i, c in zip(ids, counts, strict=True)}
+
+
+def _speakers(path: Path, scoring: Scoring) -> dict[str, str]:
+    if scoring.utt2spk:
+        return read_speakers(scoring.utt2spk)
+    said = _read(Path(scoring.reference), "reference").speakers if scoring.reference else {}
+    return said or _read(path, "hypothesis").speakers
+
+
+def _compared(kind: Kind, pair: tuple[Group, Group], name: str, scoring: Scoring) -> dict[str, Any]:
+    a, b = pair
+    files = [[system.sets[name] for system in group.systems] for group in pair]
+    base = files[0][0]
+    said, first = _counts(base, scoring)
+    for path in files[0] + files[1]:
+        references, _ = _counts(path, scoring)
+        if different := next((i for i in (*said, *references) if said.get(i) != references.get(i)), None):
+            texts = [f"'{texts[different]}'" if different in texts else "nothing" for texts in (said, references)]
+            raise InputError(
+                f"{base} and {path} were not tested on the same: {different} is {texts[0]} in one, {texts[1]} in "
+                "the other; evaluate both on one corpus."
+            )
+    ids = list(said)
+    known = _speakers(base, scoring)
+    if missing := next((i for i in ids if known and i not in known), None):
+        raise InputError(f"The speaker of {missing} is not known; name the speaker of all utterances or of none.")
+    speakers = [known[i] for i in ids] if known else None
+    tokens = numpy.array([first[i][1] for i in ids])
+    errors = [numpy.array([[_counts(path, scoring)[1][i][0] for i in ids] for path in paths]) for paths in files]
+    row: dict[str, Any] = {"set": name, "a": a.name, "b": b.name, "utterances": len(ids), "tokens": int(tokens.sum())}
+    if kind is Kind.methods:
+        paired = None not in a.seeds and sorted(a.seeds) == sorted(b.seeds)  # type: ignore[type-var]
+        by_seed = (numpy.argsort(group.seeds) if paired else slice(None) for group in pair)
+        found = compare_methods(*(e[order] for e, order in zip(errors, by_seed, strict=True)), tokens, speakers, paired)
+        return row | _plain(found)
+    normal = normalizer(scoring.normalizer)
+    texts = [[normal(said[i]) for i in ids]]
+    texts += [[normal(_read(paths[0], "hypothesis").texts[i]) for i in ids] for paths in files]
+    segments = mapsswe(texts[0], texts[1], texts[2], scoring.unit)
+    return (
+        row
+        | _plain(compare_checkpoints(errors[0][0], errors[1][0], tokens, speakers))
+        | {"mapsswe_segments": segments.segments, "mapsswe_z": segments.z, "mapsswe_p": segments.p}
+    )
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    intervals = {key: getattr(found, key) and list(getattr(found, key)) for key in ("relative_ci95", "difference_ci95")}
+    return asdict(found) | intervals | {"difference": found.difference}
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    """In words, after Holm's correction: of the test over speakers (and seeds), else of MAPSSWE."""
+    p, where = row["p_holm"], ""
+    if p is None and (p := row["mapsswe_p_holm"]) is not None:
+        where = " on these recordings"
+    if p is None:
+        return "not tested"
+    word = "better" if row["difference"] < 0 else "worse"
+    return f"B {word}{where}" if p < LEVEL else f"unresolved{where}"
