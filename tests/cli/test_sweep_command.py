@@ -58,12 +58,13 @@ def test_points_become_runs_in_order(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_matched_width_is_part_of_the_run_and_told(words: list[str]) -> None:
-    points = [[*words, "match=total", "match_to=dense", f"moe.placement={place}"] for place in ("none", "encoder")]
+    options = ["model.encoder.ffn_width=64", "moe.num_experts=2", "match=total", "match_to=dense"]
+    points = [[*words, *options, f"moe.placement={place}"] for place in ("none", "encoder")]
     sweep, configs = plan(points, [], None, BASIC)
-    assert configs[0].model.encoder.ffn_width == 16, "a dense model equals itself"
-    assert configs[1].moe.expert_width == 8
+    assert configs[0].model.encoder.ffn_width == 64, "a dense model equals itself"
+    assert configs[1].moe.expert_width == 32
     assert "of dense (+0.00 %)" in sweep.jobs[0].note
-    assert "moe.expert_width=8" in sweep.jobs[1].note
+    assert "moe.expert_width=32" in sweep.jobs[1].note
 
 
 def test_nothing_starts_unless_all_jobs_can_run(cli: Cli, words: list[str], tmp_path: Path) -> None:
@@ -128,6 +129,7 @@ def test_a_sweep_killed_as_a_whole_loses_no_job_and_repeats_none(words: list[str
             first, second, third = read_sweep(ledger).jobs
             if first.status is Status.done and second.run.recovery.exists():
                 break
+        time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     while second.status is Status.running:  # the killed processes are gone

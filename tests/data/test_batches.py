@@ -18,8 +18,10 @@ from moe_asr.data.batches import (
     checksum,
     pad,
     sample_cuts,
+    sample_hours,
 )
 from moe_asr.data.manifest import load_samples, read_split
+from moe_asr.errors import InputError
 from moe_asr.features.fbank import LogMel
 from moe_asr.models.batch import Batch
 from moe_asr.randomness import numpy_rng
@@ -193,3 +195,22 @@ def test_a_sample_of_utterances_keeps_their_order(cuts: list[Cut]) -> None:
     assert sample_cuts(cuts, 3, numpy_rng("test", 1)) == drawn
     assert len({tuple(cut.id for cut in sample_cuts(cuts, 3, numpy_rng("test", n))) for n in range(9)}) > 1
     assert sample_cuts(cuts, 6, numpy_rng("test", 1)) == cuts
+
+
+def test_fewer_hours_are_a_part_of_more(cuts: list[Cut]) -> None:
+    whole = sum(cut.duration for cut in cuts) / 3600
+    previous: list[Cut] = []
+    for share in (0.01, 0.4, 0.7, 1.0):
+        drawn = sample_hours(cuts, share * whole, numpy_rng("test", 1))
+        assert set(map(id, previous)) <= set(map(id, drawn))
+        assert [cuts.index(cut) for cut in drawn] == sorted(cuts.index(cut) for cut in drawn)
+        seconds = sum(cut.duration for cut in drawn)
+        assert seconds >= share * whole * 3600 - 1e-6
+        assert seconds - max(cut.duration for cut in drawn) < share * whole * 3600
+        previous = drawn
+    assert previous == cuts
+    assert len({tuple(cut.id for cut in sample_hours(cuts, 0.4 * whole, numpy_rng("test", n))) for n in range(9)}) > 1
+    with pytest.raises(
+        InputError, match=r"^data\.hours=9 is more than the 0\.00\d h there are; leave it out to use all\.$"
+    ):
+        sample_hours(cuts, 9.0, numpy_rng("test", 1))

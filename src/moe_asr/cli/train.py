@@ -38,7 +38,11 @@ def run(config: TrainConfig) -> None:
 
 
 def sweep(overrides: list[str]) -> None:
+    import signal
+
     from moe_asr.config.compose import multirun
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and `kill` end jobs as Ctrl-C does
 
     multirun("train", TrainConfig, overrides, job)
 

@@ -65,6 +65,7 @@ class WandbRun(Log):
         self.run = wandb.init(
             project=config.project,
             group=config.group,
+            tags=config.tags,
             name=name or run.path.name,
             id=run.path.name,
             dir=run.path,
