@@ -28,7 +28,7 @@ namespace {
 
 constexpr long PANEL = 2 * LANES;
 constexpr long LINE = 16;  // words of a cache line; one more per row, so that rows do not compete for the same place
-constexpr long AHEAD = 24;  // inputs: how far before their use weights are fetched
+constexpr long STRETCH = 512;  // words of inputs that all blocks of a tile meet while the next ones are fetched
 constexpr long TILE = 4;  // blocks of rows, unless inputs are so many that
 constexpr long CACHED = 1 << 17;  // words are exceeded
 
@@ -74,14 +74,15 @@ struct Int8 {
   }
 };
 
+// Adds to `sums` (M, PANEL); meanwhile `lines` of `next` per word are fetched.
 template <class Number, int M>
-void block(const int32_t* x, long stride, const Ints* w, long words, const Ints* start, Ints* result) {
+void block(const int32_t* x, long stride, const Ints* w, long words, Ints* sums, const Ints* next, long lines) {
   Ints sum[M][2];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++) sum[m][0] = start[0], sum[m][1] = start[1];
-  for (long k = 0; k < words; k++, w += 2) {
-    __builtin_prefetch(w + 2 * AHEAD);
-    __builtin_prefetch(w + 2 * AHEAD + 1);
+  for (int m = 0; m < M; m++) sum[m][0] = sums[2 * m], sum[m][1] = sums[2 * m + 1];
+  for (long k = 0; k < words; k++, w += 2, next += lines) {
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + lines - 1, 0, 2);
     Ints w0 = w[0], w1 = w[1];
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
@@ -91,16 +92,17 @@ void block(const int32_t* x, long stride, const Ints* w, long words, const Ints*
     }
   }
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++) result[2 * m] = sum[m][0], result[2 * m + 1] = sum[m][1];
+  for (int m = 0; m < M; m++) sums[2 * m] = sum[m][0], sums[2 * m + 1] = sum[m][1];
 }
 
 template <class Number, int M = ROWS>
-void blocks(long rows, const int32_t* x, long stride, const Ints* w, long words, const Ints* start, Ints* result) {
+void blocks(long rows, const int32_t* x, long stride, const Ints* w, long words, Ints* sums, const Ints* next,
+            long lines) {
   if constexpr (M > 0) {
     if (rows == M)
-      block<Number, M>(x, stride, w, words, start, result);
+      block<Number, M>(x, stride, w, words, sums, next, lines);
     else
-      blocks<Number, M - 1>(rows, x, stride, w, words, start, result);
+      blocks<Number, M - 1>(rows, x, stride, w, words, sums, next, lines);
   }
 }
 
@@ -227,22 +229,29 @@ void multiply(const Maps& maps, long index, long rows, const int32_t* x, const f
   for (long panel = 0; panel < panels; panel++) {
     long first_output = panel * PANEL, offset = index * panels * PANEL + first_output;
     long valid = std::min(PANEL, target.columns - first_output);
-    for (long b = 0; b < count; b++) {
-      long first = rows * b / count, size = rows * (b + 1) / count - first;
-      Ints result[2 * ROWS];
-      kernel(size, x + first * stride(maps), stride(maps), weights + panel * 2 * n_words, n_words,
-             reinterpret_cast<const Ints*>(maps.start + offset), result);
-      for (long m = 0; m < size; m++) {
-        float* out = target.out + (target.row ? target.row[first + m] : first + m) * target.stride + first_output;
-        for (long half = 0; half < 2; half++) {
-          Floats y = bits<Floats>(result[2 * m + half]);
-          if (maps.precision == INT8)
-            y = integral(bits<Ints>(y)) * (steps[first + m] * load(maps.scale + offset + half * LANES)) +
-                load(maps.bias + offset + half * LANES);
-          y = activated(y, maps.activation);
-          if (target.share) y *= target.share[first + m];
-          put(out + half * LANES, y, valid - half * LANES, target.share != nullptr);
-        }
+    auto start = reinterpret_cast<const Ints*>(maps.start + offset);
+    Ints sums[2 * ROWS * TILE];
+    for (long m = 0; m < rows; m++) sums[2 * m] = start[0], sums[2 * m + 1] = start[1];
+    for (long k = 0; k < n_words; k += STRETCH) {
+      long length = std::min(STRETCH, n_words - k);
+      const Ints* w = weights + 2 * (panel * n_words + k);
+      for (long b = 0; b < count; b++) {
+        long first = rows * b / count, size = rows * (b + 1) / count - first;
+        // The first two blocks fetch a line per word each, or one block two: what follows in memory, whole.
+        kernel(size, x + first * stride(maps) + k, stride(maps), w, length, sums + 2 * first,
+               b < 2 ? w + (2 + b) * length : w, count == 1 ? 2 : 1);
+      }
+    }
+    for (long m = 0; m < rows; m++) {
+      float* out = target.out + (target.row ? target.row[m] : m) * target.stride + first_output;
+      for (long half = 0; half < 2; half++) {
+        Floats y = bits<Floats>(sums[2 * m + half]);
+        if (maps.precision == INT8)
+          y = integral(bits<Ints>(y)) * (steps[m] * load(maps.scale + offset + half * LANES)) +
+              load(maps.bias + offset + half * LANES);
+        y = activated(y, maps.activation);
+        if (target.share) y *= target.share[m];
+        put(out + half * LANES, y, valid - half * LANES, target.share != nullptr);
       }
     }
   }

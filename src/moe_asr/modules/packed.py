@@ -4,7 +4,7 @@ Nothing here knows gradients, and nothing belongs in a checkpoint: pack after lo
 """
 
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from functools import cache
 
 import torch
@@ -68,7 +68,7 @@ class PackedLinear(nn.Linear):
     packed_from: "Identity"
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or identity(self) != self.packed_from:
+        if torch.is_grad_enabled() or identity(self._parameters.values()) != self.packed_from:
             return super().forward(x)
         return self.packed(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
@@ -89,7 +89,7 @@ def pack_linears(
             module.packed = pack_linear(module.weight, bias, precision, fuse=fuse)
             if release:
                 give_up(module.weight)
-            module.packed_from = identity(module)
+            module.packed_from = identity(module._parameters.values())
 
 
 def give_up(*weights: Tensor) -> None:
@@ -101,9 +101,9 @@ def give_up(*weights: Tensor) -> None:
 Identity = list[tuple[int, int]]
 
 
-def identity(module: nn.Module) -> Identity:
-    """Differs once a parameter of the module has been changed, loaded or moved."""
-    return [(parameter.data_ptr(), parameter._version) for parameter in module.parameters()]
+def identity(parameters: Iterable[Tensor | None]) -> Identity:
+    """Differs once one of them has been changed, loaded or moved."""
+    return [(parameter.data_ptr(), parameter._version) for parameter in parameters if parameter is not None]
 
 
 def bucket(rows: int) -> int:

@@ -66,7 +66,7 @@ class PackedSubsampling(ConvolutionalSubsampling):
     packed_from: Identity
 
     def forward(self, features: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or identity(self) != self.packed_from:
+        if torch.is_grad_enabled() or identity(self.parameters()) != self.packed_from:
             return super().forward(features)
         second, third = self.packed
         frames, step = frame_lengths(features.shape[1], Subsampling.conv2d), max(1, BLOCK // len(features))
@@ -91,7 +91,7 @@ def pack_subsampling(
         give_up(module.conv2.weight, module.project.weight)
     module.__class__ = PackedSubsampling
     assert isinstance(module, PackedSubsampling)
-    module.packed, module.packed_from = (second, third), identity(module)
+    module.packed, module.packed_from = (second, third), identity(module.parameters())
 
 
 class FrameStacking(nn.Module):

@@ -143,10 +143,10 @@ def pack(experts: Experts, precision: InferencePrecision, release: bool = False,
     compute = _fused(experts, precision) if fuse else _packed(experts, precision)
     if release:
         give_up(*experts.parameters())
-    packed_from = identity(experts)
+    packed_from = identity(experts._parameters.values())
 
     def backend(experts: Experts, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or identity(experts) != packed_from:
+        if torch.is_grad_enabled() or identity(experts._parameters.values()) != packed_from:
             return sorted_rows(experts, rows, expert_ids, weights)
         return compute(rows, expert_ids, weights)
 
