@@ -12,15 +12,16 @@ from moe_asr.measure import flops
 from moe_asr.measure.machine import Peaks
 from moe_asr.measure.profile import PARTS, STAGES, _stopwatches, make_speak, profile
 from moe_asr.models.u2pp import build_model
+from moe_asr.tensors import Chunking
 
 PEAKS = Peaks(fp32=1e9, bf16=2e9, int8=4e9, read=1e9)
 ENCODER = [*dict.fromkeys(PARTS.values()), "norms and other"]
 CONFIG = quickened(BenchmarkConfig(kind=Kind.profile))
 
 
-@pytest.mark.parametrize("placement", [None, "both"])
-def test_the_parts_add_up_to_both_wholes(placement: str | None) -> None:
-    config = replace(CONFIG, moe=MoEConfig(placement=placement), rounds=1)  # of one round, medians add up
+@pytest.mark.parametrize(("placement", "chunk"), [(None, None), ("both", 8)])
+def test_the_parts_add_up_to_both_wholes(placement: str | None, chunk: int | None) -> None:
+    config = replace(CONFIG, moe=MoEConfig(placement=placement), rounds=1, chunks=[chunk])  # of one, medians add up
     rows = {row.part: row for row in profile(config, PEAKS).rows}
     assert list(rows) == [*ENCODER, *STAGES, "full pass, greedy", "full pass, rescoring"]
     for whole, share, missing in (
@@ -34,7 +35,8 @@ def test_the_parts_add_up_to_both_wholes(placement: str | None) -> None:
         assert {part for part in STAGES if getattr(rows[part], share) is None} == missing
     assert min(row.seconds.median for row in rows.values()) > 0
     row = rows["feed-forward"]
-    expected = flops.encoder(config.model, config.moe, 200, 80)
+    expected = flops.encoder(config.model, config.moe, 200, 80, Chunking(chunk))
+    assert rows["attention"].multiply_adds == expected["attention"]
     assert row.multiply_adds == expected["feed-forward"] + expected["router"]
     assert row.efficiency == pytest.approx(2 * row.multiply_adds / 1e9 / row.seconds.median)
     assert rows["CTC prefix beam"].efficiency is None

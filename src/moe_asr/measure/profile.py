@@ -17,7 +17,10 @@ from moe_asr.measure import flops
 from moe_asr.measure.machine import Peaks
 from moe_asr.measure.timing import Spread, clock, spread
 from moe_asr.models.encoder import EncoderOutput
+from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import AsrModel, U2pp, build_model
+from moe_asr.modules.subsampling import FACTOR
+from moe_asr.tensors import Chunking
 
 SHARPNESS = 30.0
 STAGES = ("CTC head", "CTC greedy", "CTC prefix beam", "rescoring")
@@ -43,7 +46,7 @@ class Row:
     of_beam: float | None
     """Of the full pass with prefix beam, and rescoring where the model has decoders."""
     efficiency: float | None
-    """Time of its multiply-adds at the machine's fp32 peak / its own; None where it has none that count."""
+    """Time of its multiply-adds at the machine's peak / its own; None where it has none that count."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Profile:
     """Of the longest hypothesis; all are computed as if they had as many."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
     """Times a randomly initialised model on random features of one utterance; log-mel and text are not included.
 
-    Every round is one encoder pass with both ways to go on from it; a first one does not count.
+    Every round is one encoder pass, or a stream in chunks, with both ways to go on from it; a first one does not count.
+    The first of `chunks` and `precisions` count.
     """
+    chunking, precision = Chunking(config.chunks[0]), config.precisions[0]
     torch.manual_seed(config.seed)
     bins, feature_frames = FeaturesConfig().mel_bins, round(100 * config.seconds)
     features, lengths = torch.randn(1, feature_frames, bins), torch.tensor([feature_frames])
@@ -74,8 +79,10 @@ def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
     nbest = beam(model.ctc_log_probs(encoded.frames), encoded.frame_lengths)
     frames, tokens = encoded.frames.shape[1], max(len(h.tokens) for h in nbest[0])
 
-    rounds = [_round(model, features, lengths, beam) for _ in range(config.rounds + 1)][1:]
-    counts = flops.encoder(config.model, config.moe, feature_frames, bins)
+    prepare(model, precision, config.experts, release=True)
+    with torch.inference_mode():  # not before: its tensors could not tell packed weights that they were changed
+        rounds = [_round(model, features, lengths, chunking, beam) for _ in range(config.rounds + 1)][1:]
+    counts = flops.encoder(config.model, config.moe, feature_frames, bins, chunking)
     counts["feed-forward"] += counts.pop("router")
     counts["CTC head"] = flops.ctc_head(config.model, config.vocab_size, frames)
     decoders = flops.rescoring(config.model, config.moe, config.vocab_size, frames, len(nbest[0]), tokens)
@@ -92,7 +99,9 @@ def profile(config: BenchmarkConfig, peaks: Peaks) -> Profile:
         greedy, beam = (
             time / spreads[whole].median if part in (*parts, whole) else None for whole, parts in wholes.items()
         )
-        return Row(part, count, spreads[part], greedy, beam, peaks.seconds(count) / time if count else None)
+        return Row(
+            part, count, spreads[part], greedy, beam, peaks.seconds(count, 0, precision) / time if count else None
+        )
 
     return Profile(tuple(map(row, spreads)), feature_frames / 100, frames, len(nbest[0]), tokens)
 
@@ -117,7 +126,23 @@ def make_speak(model: AsrModel, encoded: EncoderOutput, nonblank: float) -> None
     model.ctc.output.bias[blank] += (rival - logits[..., blank]).quantile(1 - nonblank)
 
 
-def _round(model: U2pp, features: Tensor, lengths: Tensor, beam: CtcPrefixBeam) -> dict[str, float]:
+def _encode(model: AsrModel, features: Tensor, lengths: Tensor, chunking: Chunking) -> EncoderOutput:
+    """At once, or as a stream whose feature frames come as its chunks need them."""
+    if chunking.size is None:
+        return model.encode(features, lengths)
+    encoder, state, outputs = model.encoder, model.encoder.start(len(features), chunking), []
+    parts = features.tensor_split(
+        [*range(FACTOR * chunking.size + encoder.overlap, features.shape[1], FACTOR * chunking.size)], 1
+    )
+    for number, part in enumerate(parts):
+        finish = torch.full_like(lengths, number == len(parts) - 1, dtype=torch.bool)
+        output, state = encoder.step(part, torch.full_like(lengths, part.shape[1]), state, model.routers, finish)
+        outputs.append(output)
+    frames = torch.cat([output.frames for output in outputs], 1)
+    return EncoderOutput(frames, torch.full_like(lengths, frames.shape[1]), ())
+
+
+def _round(model: U2pp, features: Tensor, lengths: Tensor, chunking: Chunking, beam: CtcPrefixBeam) -> dict[str, float]:
     """Seconds of each part that the model has, in the order of the pass."""
     weights = DecodeConfig()
     reverse_weight = weights.reverse_weight if "right_to_left" in model.decoders else 0.0
@@ -128,7 +153,7 @@ def _round(model: U2pp, features: Tensor, lengths: Tensor, beam: CtcPrefixBeam) 
                 modules[PARTS[name]].append(module)
     with _stopwatches({part: found for part, found in modules.items() if found}) as times:
         marks = [clock()]
-        encoded = model.encode(features, lengths)
+        encoded = _encode(model, features, lengths, chunking)
         marks.append(clock())
     times["norms and other"] = marks[1] - marks[0] - sum(times.values())
     log_probs = model.ctc_log_probs(encoded.frames)
