@@ -100,11 +100,11 @@ def corpus_hours(config: TrainConfig) -> float:
     return sum(split_size(Path(config.data.path), split).hours for split in config.data.train)
 
 
-def environment_of(launcher: LauncherConfig) -> str:
-    """Environment variables, in Hydra's grammar, that share the cores of this machine among the jobs on it."""
+def environment_of(launcher: LauncherConfig) -> dict[str, str]:
+    """Environment variables that share the cores of this machine among the jobs on it."""
     if launcher.name not in (LauncherName.joblib, LauncherName.submitit_local):
-        return "{}"
-    return f"{{OMP_NUM_THREADS: '{max(1, len(os.sched_getaffinity(0)) // launcher.jobs)}'}}"
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // launcher.jobs))}
 
 
 def finish(sweep: Sweep, launch: Callable[[list[Job]], None], launcher: LauncherConfig) -> None:
