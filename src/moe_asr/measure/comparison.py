@@ -21,8 +21,8 @@ are paired: the data order is the same, and what it does to both cancels. Otherw
 differences by segment are averaged; it says nothing about other speakers or another training.
 
 Everything is on the logarithm of the ratio: speakers' rates are skewed, but a better method is better by a factor, so
-that skewness cancels. With absolute differences and skewed speakers the same interval covered 82 to 95 %.
-Coverage by simulation: `experiments/2026-11-20_compare_coverage`, by `simulated_coverage`.
+that skewness cancels. With differences and skewed speakers the same interval covered down to 82 %.
+Coverage by simulation: `moe_asr.measure.comparison_coverage`, recorded in experiments/2026-11-20_compare_coverage.
 """
 
 from collections.abc import Hashable, Sequence

@@ -96,12 +96,12 @@ def coverage_table(draws: int) -> Iterator[str]:
     """Lines for the terminal, as they are computed: percent covered at 3, 5, 10 seeds and 5, 8, 40 speakers."""
     yield f"{draws} data sets a cell; percent of 95 % intervals that hold the truth, for B as good as A / 20 % better"
     counts = [(seeds, speakers) for speakers in (5, 8, 40) for seeds in (3, 5, 10)]
-    yield f"{'seeds x speakers':<34}" + "".join(f"{f'{seeds} x {speakers}':>13}" for seeds, speakers in counts)
+    yield f"{'seeds x speakers':<34}" + "".join(f"{f'{seeds} x {speakers}':>15}" for seeds, speakers in counts)
     lowest = 1.0
     for name, population in POPULATIONS.items():
         cells = [[coverage_of_methods(population, draws, *n, ratio) for ratio in (1.0, 0.8)] for n in counts]
         lowest = min(lowest, *(share for cell in cells for pair in cell for share in pair))
         for i, kind in enumerate(("", ", unpaired")):
-            shown = "".join(f"{f'{100 * null[i]:.1f} / {100 * better[i]:.1f}':>13}" for null, better in cells)
+            shown = "".join(f"{f'{100 * null[i]:.1f} / {100 * better[i]:.1f}':>15}" for null, better in cells)
             yield f"{name + kind:<34}{shown}"
     yield f"lowest {100 * lowest:.1f}"
