@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> list[str]:
     from moe_asr.config.score import Unit
 
     rate = Unit(result["unit"]).rate.upper()
-    what = {"methods": "these two methods", "checkpoints": "these two checkpoints"}[result["kind"]]
+    what = {"methods": "these two methods", "checkpoints": "these two checkpoints"}[result["question"]]
     lines = [f"question: {what}; {rate}, normaliser {result['normalizer']}"]
     for label, (name, paths) in zip(_labels(), result["groups"].items(), strict=False):
         lines.append(f"  {label}  {name}" + (f"  ({len(paths)} runs)" if len(paths) > 1 else ""))
@@ -65,14 +65,14 @@ def table(result: dict[str, Any]) -> list[str]:
         "relative",
         "95 % interval",
     ]
-    heads += ["p", "Holm p", *(["MAPSSWE p", "Holm p"] if result["kind"] == "checkpoints" else []), "verdict"]
+    heads += ["p", "Holm p", *(["MAPSSWE p", "Holm p"] if result["question"] == "checkpoints" else []), "verdict"]
     rows = [heads]
     for row in result["rows"]:
         cells = [row["set"] or "all", f"{label_of[row['b']]} - {label_of[row['a']]}"]
         cells += [f"{100 * row['rate_a']:.2f} %", f"{100 * row['rate_b']:.2f} %", f"{100 * row['difference']:+.2f}"]
         cells += [_between(row["difference_ci95"], 2), _relative(row["relative"]), _between(row["relative_ci95"], 1)]
         cells += [_p(row["p"]), _p(row["p_holm"])]
-        if result["kind"] == "checkpoints":
+        if result["question"] == "checkpoints":
             cells += [_p(row["mapsswe_p"]), _p(row["mapsswe_p_holm"])]
         rows.append([*cells, row["verdict"].replace("B ", f"{label_of[row['b']]} ")])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -7,7 +7,7 @@ from moe_asr.config.model import require
 from moe_asr.config.score import Unit
 
 
-class Kind(StrEnum):
+class Question(StrEnum):
     methods = "methods"
     """Would training again, and testing on others, show it too? Needs several seeds of each."""
     checkpoints = "checkpoints"
@@ -28,7 +28,7 @@ class CompareConfig:
     a: list[str] = field(default_factory=list)
     """Instead of systems: what belongs to method A, seed by seed, and below to B; files too."""
     b: list[str] = field(default_factory=list)
-    kind: Kind | None = None
+    question: Question | None = None
     """null = methods where each has several seeds, checkpoints where each has one."""
     sets: list[str] | None = None
     """Names as in results.json, of dev too; null = the test sets that all have."""

@@ -4,14 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy
 from omegaconf import OmegaConf
 
-from moe_asr.config.compare import CompareConfig, Kind
+from moe_asr.config.compare import CompareConfig, Question
 from moe_asr.config.compose import to_plain, to_typed
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.score import Unit
@@ -20,7 +19,7 @@ from moe_asr.measure.comparison import Comparison, compare_checkpoints, compare_
 from moe_asr.measure.domains import decoding_suffix
 from moe_asr.measure.errors import edit_counts, paired_ids
 from moe_asr.measure.normalize import normalizer
-from moe_asr.measure.score_files import Transcripts, read_speakers, read_transcripts
+from moe_asr.measure.score_files import read_speakers, read_transcripts
 from moe_asr.runs.directory import NOT_PART_OF_THE_RUN, Status
 from moe_asr.runs.sweep import FILE, read_sweep
 
@@ -126,13 +125,13 @@ def grouped(systems: Sequence[System]) -> list[Group]:
     return groups
 
 
-def matched(groups: Sequence[Group], kind: Kind | None) -> tuple[Kind, list[tuple[Group, Group]]]:
+def matched(groups: Sequence[Group], question: Question | None) -> tuple[Question, list[tuple[Group, Group]]]:
     """What is compared with what. Raises InputError where a claim about methods rests on one seed."""
     groups = list(groups)
     single = [group for group in groups if len(group.systems) == 1]
-    if kind is None:
-        kind = Kind.checkpoints if len(groups) == 1 or len(single) == len(groups) else Kind.methods
-    if kind is Kind.checkpoints:
+    if question is None:
+        question = Question.checkpoints if len(groups) == 1 or len(single) == len(groups) else Question.methods
+    if question is Question.checkpoints:
         groups = [
             Group(group.name if len(group.systems) == 1 else system.path, (system,))
             for group in groups
@@ -140,21 +139,21 @@ def matched(groups: Sequence[Group], kind: Kind | None) -> tuple[Kind, list[tupl
         ]
     if len(groups) < 2:
         raise InputError("There is nothing to compare with; give at least two runs that differ in more than the seed.")
-    if kind is Kind.methods:
+    if question is Question.methods:
         for group in groups:
             if len(group.systems) == 1:
                 raise InputError(
                     f"{group.name} has one seed, and one seed is no evidence about a method: other seeds differ as "
-                    "much as methods do. Give at least 2 of each, better 8, or ask about these runs: kind=checkpoints."
+                    "much as methods do. Give at least 2 of each, better 8, or write question=checkpoints."
                 )
             if twice := [seed for seed, times in Counter(group.seeds).items() if times > 1 and seed is not None]:
                 paths = " and ".join(system.path for system in group.systems if system.seed == twice[0])
                 raise InputError(f"{group.name} has the seed {twice[0]} twice: {paths}; leave one out.")
-    return kind, [(groups[0], other) for other in groups[1:]]
+    return question, [(groups[0], other) for other in groups[1:]]
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """The table as plain values: kind, warnings, groups, and a row for every pair and set.
+    """The table as plain values: question, warnings, groups, and a row for every pair and set.
 
     Raises InputError where utterances or references of a set differ, or for a claim about methods on one seed.
     """
@@ -162,21 +161,24 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         groups = [Group("a", tuple(read_systems(config.a))), Group("b", tuple(read_systems(config.b)))]
     else:
         groups = grouped(read_systems(config.systems))
-    kind, pairs = matched(groups, config.kind)
+    question, pairs = matched(groups, config.question)
     systems = list(dict.fromkeys(system for pair in pairs for group in pair for system in group.systems))
     scoring, warnings = _scoring(systems, config)
-    if kind is Kind.checkpoints:
+    if question is Question.checkpoints:
         warnings.append("one run of each: this is about these checkpoints, and is no claim about methods")
         if systems[0].settings and len({system.settings for system in systems}) == 1:
             warnings.append("they differ in nothing but the seed, so this is what training again does")
-    rows = [_compared(kind, pair, name, scoring) for name in _sets(systems, config.sets) for pair in pairs]
+    rows = []
+    for name in _sets(systems, config.sets):
+        tested = {system: _tested(system.sets[name], scoring) for system in systems}
+        rows += [_compared(question, pair, name, tested, scoring) for pair in pairs]
     for key, target in (("p", "p_holm"), ("mapsswe_p", "mapsswe_p_holm")):
         for row, p in zip(rows, holm([row.get(key) for row in rows]), strict=True):
             row[target] = p
     for row in rows:
         row["verdict"] = _verdict(row)
     members = {group.name: [system.path for system in group.systems] for pair in pairs for group in pair}
-    return {"kind": kind.value, "groups": members, "warnings": warnings, **asdict(scoring), "rows": rows}
+    return {"question": question.value, "groups": members, "warnings": warnings, **asdict(scoring), "rows": rows}
 
 
 @dataclass(frozen=True)
@@ -214,68 +216,63 @@ def _sets(systems: Sequence[System], asked: Sequence[str] | None) -> list[str]:
     return names
 
 
-@cache
-def _read(path: Path, role: str) -> Transcripts:
-    return read_transcripts(path, role)
+@dataclass(frozen=True)
+class Tested:
+    """A system on a set, by utterance; texts are raw."""
+
+    path: Path
+    references: Mapping[str, str]
+    hypotheses: Mapping[str, str]
+    speakers: Mapping[str, str]
+    counts: Mapping[str, tuple[int, int]]
+    """Errors and reference tokens."""
 
 
-@cache
-def _counts(path: Path, scoring: Scoring) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """The raw reference and (errors, tokens) of every utterance, by name."""
-    hypotheses = _read(path, "hypothesis").texts
-    try:
-        references = _read(Path(scoring.reference) if scoring.reference else path, "reference").texts
-    except InputError as error:
-        if scoring.reference:
-            raise
-        raise InputError(f"{path} does not say what was said; add reference=FILE.") from error
-    ids, normal = paired_ids(references, hypotheses), normalizer(scoring.normalizer)
-    counts = edit_counts([normal(references[i]) for i in ids], [normal(hypotheses[i]) for i in ids], scoring.unit)
-    return references, {i: (c.errors, c.tokens) for i, c in zip(ids, counts, strict=True)}
+def _tested(path: Path, scoring: Scoring) -> Tested:
+    hypotheses = read_transcripts(path, "hypothesis")
+    with path.open(encoding="utf8") as file:
+        if not scoring.reference and '"reference"' not in file.readline():
+            raise InputError(f"{path} does not say what was said; add reference=FILE.")
+    said = read_transcripts(scoring.reference or path, "reference")
+    ids, normal = paired_ids(said.texts, hypotheses.texts), normalizer(scoring.normalizer)
+    texts = [[normal(transcripts.texts[i]) for i in ids] for transcripts in (said, hypotheses)]
+    counts = {i: (c.errors, c.tokens) for i, c in zip(ids, edit_counts(*texts, scoring.unit), strict=True)}
+    speakers = read_speakers(scoring.utt2spk) if scoring.utt2spk else said.speakers or hypotheses.speakers
+    return Tested(path, said.texts, hypotheses.texts, speakers, counts)
 
 
-def _speakers(path: Path, scoring: Scoring) -> dict[str, str]:
-    if scoring.utt2spk:
-        return read_speakers(scoring.utt2spk)
-    said = _read(Path(scoring.reference), "reference").speakers if scoring.reference else {}
-    return said or _read(path, "hypothesis").speakers
-
-
-def _compared(kind: Kind, pair: tuple[Group, Group], name: str, scoring: Scoring) -> dict[str, Any]:
-    a, b = pair
-    files = [[system.sets[name] for system in group.systems] for group in pair]
-    base = files[0][0]
-    said, first = _counts(base, scoring)
-    for path in files[0] + files[1]:
-        references, _ = _counts(path, scoring)
-        if different := next((i for i in (*said, *references) if said.get(i) != references.get(i)), None):
-            texts = [f"'{texts[different]}'" if different in texts else "nothing" for texts in (said, references)]
+def _compared(
+    question: Question, pair: tuple[Group, Group], name: str, tested: Mapping[System, Tested], scoring: Scoring
+) -> dict[str, Any]:
+    sides = [[tested[system] for system in group.systems] for group in pair]
+    base = sides[0][0]
+    said, known, ids = base.references, base.speakers, list(base.references)
+    for other in sides[0] + sides[1]:
+        if different := next((i for i in (*said, *other.references) if said.get(i) != other.references.get(i)), None):
+            one, two = (
+                f"'{texts[different]}'" if different in texts else "nothing" for texts in (said, other.references)
+            )
             raise InputError(
-                f"{base} and {path} were not tested on the same: {different} is {texts[0]} in one, {texts[1]} in "
+                f"{base.path} and {other.path} were not tested on the same: {different} is {one} in one, {two} in "
                 "the other; evaluate both on one corpus."
             )
-    ids = list(said)
-    known = _speakers(base, scoring)
     if missing := next((i for i in ids if known and i not in known), None):
         raise InputError(f"The speaker of {missing} is not known; name the speaker of all utterances or of none.")
     speakers = [known[i] for i in ids] if known else None
-    tokens = numpy.array([first[i][1] for i in ids])
-    errors = [numpy.array([[_counts(path, scoring)[1][i][0] for i in ids] for path in paths]) for paths in files]
-    row: dict[str, Any] = {"set": name, "a": a.name, "b": b.name, "utterances": len(ids), "tokens": int(tokens.sum())}
-    if kind is Kind.methods:
-        paired = None not in a.seeds and sorted(a.seeds) == sorted(b.seeds)  # type: ignore[type-var]
-        by_seed = (numpy.argsort(group.seeds) if paired else slice(None) for group in pair)
-        found = compare_methods(*(e[order] for e, order in zip(errors, by_seed, strict=True)), tokens, speakers, paired)
-        return row | _plain(found)
+    tokens = numpy.array([base.counts[i][1] for i in ids])
+    errors = [numpy.array([[one.counts[i][0] for i in ids] for one in side]) for side in sides]
+    names = [group.name for group in pair]
+    row = {"set": name, "a": names[0], "b": names[1], "utterances": len(ids), "tokens": int(tokens.sum())}
+    if question is Question.methods:
+        seeds = [[-1 if seed is None else seed for seed in group.seeds] for group in pair]
+        paired = sorted(seeds[0]) == sorted(seeds[1]) and min(seeds[0]) >= 0
+        a, b = (e[numpy.argsort(s)] for e, s in zip(errors, seeds, strict=True))
+        return row | _plain(compare_methods(a, b, tokens, speakers, paired))
     normal = normalizer(scoring.normalizer)
-    texts = [[normal(said[i]) for i in ids]]
-    texts += [[normal(_read(paths[0], "hypothesis").texts[i]) for i in ids] for paths in files]
-    segments = mapsswe(texts[0], texts[1], texts[2], scoring.unit)
-    return (
-        row
-        | _plain(compare_checkpoints(errors[0][0], errors[1][0], tokens, speakers))
-        | {"mapsswe_segments": segments.segments, "mapsswe_z": segments.z, "mapsswe_p": segments.p}
-    )
+    texts = [[normal(of[i]) for i in ids] for of in (said, *(side[0].hypotheses for side in sides))]
+    segments = mapsswe(*texts, scoring.unit)
+    found = _plain(compare_checkpoints(errors[0][0], errors[1][0], tokens, speakers))
+    return row | found | {f"mapsswe_{key}": value for key, value in asdict(segments).items()}
 
 
 def _plain(found: Comparison) -> dict[str, Any]:
