@@ -10,6 +10,7 @@ from moe_asr.models import inference
 from moe_asr.models.inference import prepare
 from moe_asr.models.u2pp import parameter_counts
 from moe_asr.modules import fused, packed
+from moe_asr.modules.feed_forward import FeedForward, FusedFeedForward
 from moe_asr.modules.moe.experts import Experts, loop, sorted_rows
 from moe_asr.modules.packed import PackedLinear
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, PackedSubsampling, pack_subsampling
@@ -96,6 +97,24 @@ def test_a_packed_subsampling_computes_what_it_replaces(precision, frames):
         fast.conv1.weight.mul_(2)
         plain.conv1.weight.mul_(2)
         assert fast(features).equal(plain(features))
+
+
+def test_a_dense_layer_is_fused_as_one_expert(make_model, batch):
+    if not fused.supported(InferencePrecision.fp32):
+        pytest.skip("no compiler on this machine")
+    model = make_model("dense").float()
+    layers = [layer for layer in model.modules() if isinstance(layer, FeedForward)]
+    prepare(model)
+    assert len(layers) > 2
+    assert {type(layer) for layer in layers} == {FusedFeedForward}
+    other = copy.deepcopy(model)  # whose weights are elsewhere, so that they rule
+    with torch.inference_mode():
+        for one, two in zip(outputs(model, batch)[:2], outputs(other, batch)[:2], strict=True):
+            assert not one.equal(two)
+            assert torch.allclose(one, two, atol=1e-5)
+        before = outputs(model, batch)[0]
+        layers[0].w_out.weight.mul_(2.0)
+        assert not torch.allclose(outputs(model, batch)[0], before, atol=1e-3)
 
 
 def test_new_weights_rule(make_model, batch):

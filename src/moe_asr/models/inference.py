@@ -4,6 +4,7 @@ from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_co
 from moe_asr.config.model import require
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules import fused
+from moe_asr.modules.feed_forward import FeedForward, fuse_feed_forward
 from moe_asr.modules.moe.experts import Experts, pack, use_backend
 from moe_asr.modules.packed import pack_linears, supported
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, pack_subsampling
@@ -40,6 +41,10 @@ def prepare(
     if fp32 and not possible and not fuse:
         return experts
     skipped = {*model.routers.modules()}
+    for module in model.modules() if fuse else ():
+        if isinstance(module, FeedForward):
+            fuse_feed_forward(module, precision, release)
+            skipped |= {module.w_in, module.w_out}
     if isinstance(subsampling, ConvolutionalSubsampling):
         skipped |= {*subsampling.modules()}
         pack_subsampling(subsampling, precision, release, fuse)

@@ -83,13 +83,17 @@ def pack_linears(
     """Packs every nn.Linear of a model but those skipped. Raises InputError where the machine lacks the kernels."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module not in skipped:
-            bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+            bias = bias_of(module)
             module.__class__ = PackedLinear
             assert isinstance(module, PackedLinear)
             module.packed = pack_linear(module.weight, bias, precision, fuse=fuse)
             if release:
                 give_up(module.weight)
             module.packed_from = identity(module._parameters.values())
+
+
+def bias_of(linear: nn.Linear) -> Tensor:
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
 def give_up(*weights: Tensor) -> None:
