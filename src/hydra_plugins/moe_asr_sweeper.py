@@ -66,10 +66,9 @@ class LedgerSweeper(BasicSweeper):
         engine = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
         )
-        shared = [
-            f"hydra.sweep.dir={quoted(str(sweep.path))}",
-            f"hydra.job.env_set={environment_of(launcher)}",
-        ]
+        environment = environment_of(launcher).items()
+        shared = [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in environment]
+        shared.append(f"hydra.sweep.dir={quoted(str(sweep.path))}")
         launched = 0
 
         def launch(jobs: list[Job]) -> None:

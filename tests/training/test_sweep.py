@@ -107,5 +107,5 @@ def test_engines_without_a_queue_get_so_many_jobs_at_a_time(tmp_path: Path) -> N
 def test_jobs_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps.os, "sched_getaffinity", lambda process: set(range(6)))
     shared = {jobs: environment_of(LauncherConfig(LauncherName.joblib, jobs=jobs)) for jobs in (1, 2, 4, 9)}
-    assert shared == {jobs: f"{{OMP_NUM_THREADS: '{threads}'}}" for jobs, threads in ((1, 6), (2, 3), (4, 1), (9, 1))}
-    assert environment_of(LauncherConfig(LauncherName.submitit_slurm)) == "{}"
+    assert shared == {jobs: {"OMP_NUM_THREADS": str(threads)} for jobs, threads in ((1, 6), (2, 3), (4, 1), (9, 1))}
+    assert environment_of(LauncherConfig(LauncherName.submitit_slurm)) == {}
