@@ -7,6 +7,7 @@ import torch
 
 from moe_asr.decoding.attention import attention_rescoring, attention_search
 from moe_asr.decoding.hypotheses import Hypothesis
+from moe_asr.models.decoder import Decoder
 from moe_asr.models.encoder import EncoderOutput
 
 EOS = 2
@@ -68,6 +69,20 @@ def test_a_beam_wider_than_the_lattice_finds_the_best_of_all_texts(make_model, e
             assert all(0 <= frame < limit for frame in h.frames)
             assert len(h.frames) in (len(h.tokens), 0)
     assert found[3] == [Hypothesis((), 0.0, (), 1.0, ())]
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 0.6, 1.0])
+@torch.inference_mode()
+def test_stopping_early_changes_no_hypothesis(make_model, encoded, penalty, monkeypatch):
+    model = make_model()
+    model.decoders["left_to_right"].output.bias[EOS] += 1.0  # some hypotheses end before others
+    log_probs, steps = model.ctc_log_probs(encoded.frames), []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, *args: steps.append(1) or step(self, *args))
+    every = attention_search(model, encoded, log_probs, beam=6, nbest=6, length_penalty=penalty)
+    taken = len(steps)
+    assert [found[:1] for found in every] == attention_search(model, encoded, log_probs, 6, 1, penalty)
+    assert len(steps) - taken < taken or penalty
 
 
 @torch.inference_mode()

@@ -29,7 +29,8 @@ def attention_search(
 ) -> list[list[Hypothesis]]:
     """The n-best of a beam search of the left-to-right decoder; an ended hypothesis keeps its score and its place.
 
-    A hypothesis has at most as many tokens as its utterance has frames, and is cut there. Scores are log
+    It stops as soon as no hypothesis that goes on can come among the n-best. A hypothesis has at most as many tokens as
+    its utterance has frames, and is cut there. Scores are log
     probabilities of all tokens and the end, divided by tokens ** length_penalty; frames are where the CTC path, of
     log_probs (B,N,V), that fits the tokens best begins each. Raises InputError for a model without that decoder.
     """
@@ -44,7 +45,13 @@ def attention_search(
         ended = (encoded.frame_lengths <= count).repeat_interleave(beam)
         if count:
             ended |= tokens[:, -1] == eos
-        if bool(ended.all()):
+        lengths = (tokens != eos).sum(1).view(B, beam)
+        # A score falls with every token, so a final one lies between those at the present and at the longest length.
+        now, longest = (scores / n.clamp(min=1) ** length_penalty for n in (lengths, encoded.frame_lengths.view(B, 1)))
+        open_ = ~ended.view(B, beam)
+        sure = now.masked_fill(open_, -torch.inf).topk(min(nbest, beam)).values[:, -1]
+        hoped = now.maximum(longest).masked_fill(~open_, -torch.inf).amax(1)
+        if bool(ended.all() | (sure > hoped).all()):
             break
         logits, state = decoder.step(tokens[:, -1], memory, state, routers or model.routers, side)
         gain = logits.double().log_softmax(-1).masked_fill(ended.unsqueeze(1), -torch.inf)
