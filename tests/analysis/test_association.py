@@ -106,6 +106,9 @@ def test_equal_routers_correlate_and_independent_ones_stay_in_the_null():
     assert abs(found.observed[0, 2] - found.null_mean[0, 2]) < 0.02
     assert found.p_value[0, 2] > 0.05
     assert found.observed == pytest.approx(found.observed.T)
+    above = (found.observed - found.null_mean)[[0, 0, 1], [1, 2, 2]]
+    assert found.excess == pytest.approx(above.mean())
+    assert numpy.isnan(site_association(make_trace(one=a), draws=2).excess)
 
 
 def test_what_the_place_in_the_utterance_says_is_in_the_null():

@@ -1,13 +1,15 @@
 """Expert load from traces made by hand: padding and empty slots are not counted, and sums add up."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from moe_asr.analysis.load import entropies, load_metrics, loads, measured
+from moe_asr.analysis.load import entropies, load_history, load_metrics, loads, measured
 from moe_asr.config.placement import MoESite
+from moe_asr.errors import InputError
 from moe_asr.modules.moe.routing import Routing, SiteTrace
 from moe_asr.modules.moe.statistics import routing_sums
 
@@ -103,3 +105,23 @@ def test_loads_and_entropies_are_named_by_their_site() -> None:
     assert loads(sums) == {"encoder.03.ffn_out": pytest.approx([3 / 7, 2 / 7, 2 / 7, 0])}
     assert entropies(sums) == {"encoder.03.ffn_out": pytest.approx(math.log(4))}
     assert (loads(None), entropies(None)) == ({}, {})
+
+
+def test_loads_over_training_are_read_from_the_metrics_of_a_run(tmp_path: Path) -> None:
+    rows = ["step,metric,value", "10,train/routing/a/load/1,0.25", "10,train/routing/a/load/0,0.75"]
+    rows += [
+        "10,routing/a/load/0,0.5",
+        "10,train/loss,3.0",
+        "20,train/routing/a/load/0,0.5",
+        "20,train/routing/a/load/1,0.5",
+    ]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    found = load_history(tmp_path / "metrics.csv")
+    assert list(found) == ["a"]
+    assert found["a"][0] == [10, 20]
+    np.testing.assert_array_equal(found["a"][1], [[0.75, 0.25], [0.5, 0.5]])
+    assert load_history(tmp_path / "metrics.csv", "routing")["a"][1].tolist() == [[0.5]]
+    with pytest.raises(InputError, match="tells no loads of experts below 'val'"):
+        load_history(tmp_path / "metrics.csv", "val")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_history(tmp_path / "none.csv")

@@ -101,6 +101,12 @@ class SiteAssociation:
         """(S,S): share of the null at least as large, the observed counted in (North et al. 2002)."""
         return (1 + (self.null >= self.observed).sum(0)) / (1 + len(self.null))
 
+    @property
+    def excess(self) -> float:
+        """Mean over the pairs of different sites of what is observed beyond the mean of the null."""
+        pairs = numpy.triu_indices(len(self.sites), 1)
+        return float(numpy.nanmean((self.observed - self.null_mean)[pairs])) if len(pairs[0]) else float("nan")
+
 
 def site_association(
     trace: Trace,

@@ -1,5 +1,11 @@
 """How much each expert is used, and how sure the router is: figures from the sums over routing traces."""
 
+import csv
+from pathlib import Path
+
+import numpy
+
+from moe_asr.errors import InputError
 from moe_asr.measure.expert_use import Loads, dead, variation
 from moe_asr.modules.moe.losses import entropy
 from moe_asr.modules.moe.routing import RoutingTrace
@@ -51,3 +57,26 @@ def load_metrics(sums: RoutingSums | None, prefix: str = "routing") -> dict[str,
         }
         found |= {f"{prefix}/{site}/{name}": value for name, value in figures.items()}
     return found | {f"{prefix}/dead_experts": sum(v for name, v in found.items() if name.endswith("/dead_experts"))}
+
+
+def load_history(metrics: Path, prefix: str = "train/routing") -> dict[str, tuple[list[int], numpy.ndarray]]:
+    """By site, the steps (T,) and the load of each expert (T,E), as a run's metrics.csv tells below `prefix`.
+
+    Raises InputError where there is none, as in a dense run's.
+    """
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    try:
+        with metrics.open(encoding="utf8", newline="") as file:
+            for row in csv.DictReader(file):
+                place, _, expert = row["metric"].rpartition("/load/")
+                if place.startswith(f"{prefix}/"):
+                    of_step = found.setdefault(place.removeprefix(f"{prefix}/"), {}).setdefault(int(row["step"]), {})
+                    of_step[int(expert)] = float(row["value"])
+    except OSError as error:
+        raise InputError(f"{metrics} cannot be read ({error}); give the metrics.csv of a run.") from error
+    if not found:
+        raise InputError(f"{metrics} tells no loads of experts below {prefix!r}: is this run dense?")
+    return {
+        site: (list(rows), numpy.array([[row[e] for e in sorted(row)] for row in rows.values()]))
+        for site, rows in found.items()
+    }
