@@ -20,7 +20,7 @@ from moe_asr.config.benchmark import BenchmarkConfig
 from moe_asr.config.commands import EvaluateConfig, InspectConfig, TranscribeConfig
 from moe_asr.config.compare import CompareConfig
 from moe_asr.config.compose import compose_config, config_folder, groups, option_help, option_keys, to_plain, to_typed
-from moe_asr.config.pages import ExploreConfig
+from moe_asr.config.pages import ExploreConfig, ReportConfig
 from moe_asr.config.prepare import PrepareConfig
 from moe_asr.config.program import Keep, Precision, TrainConfig
 from moe_asr.config.prune import PruneConfig
@@ -39,6 +39,7 @@ COMMANDS: dict[str, type] = {
     "prepare": PrepareConfig,
     "trace": TraceConfig,
     "explore": ExploreConfig,
+    "report": ReportConfig,
     "benchmark": BenchmarkConfig,
     "score": ScoreConfig,
     "compare": CompareConfig,

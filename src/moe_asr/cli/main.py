@@ -37,6 +37,7 @@ COMMANDS = {
     "import-checkpoint": Command(
         "wenet DIR OUT", "another project's trained model -> a run directory", ("source", "dir", "out")
     ),
+    "report": Command("PATH...", "a sweep, or runs, as one page; also CSV and JSON", ("paths...",)),
     "compare": Command("A B...", "what a change was worth: methods over seeds, or two checkpoints", ("systems...",)),
     "score": Command("HYP REF", "error rates of any Kaldi text, CTM or JSONL pair", ("hypothesis", "reference")),
 }

@@ -18,7 +18,8 @@ class ReportConfig:
     set: str | None = None
     """The test set that effects and figures are about; null = the last one, which the runs were not tuned on."""
     out: str | None = None
-    """Folder of report.html, report.csv and report.json; null = the first path."""
+    """Folder of report.html, report.csv and report.json; null = the path, or of several the folder that
+    holds the first."""
     wandb: LoggerMode = LoggerMode.disabled
     """Logs the table as a W&B table, too; offline keeps it in the folder of the report."""
     project: str = "moe_asr"
