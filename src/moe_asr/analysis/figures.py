@@ -230,7 +230,7 @@ def specialisation(
     mesh = _matrix(axes, values, experts, classes, -most or -1, most or 1, "PuOr_r")
     if significant is not None:
         rows, columns = numpy.nonzero(significant)
-        axes.scatter(columns + 0.5, rows + 0.5, s=6, color=DARK)
+        axes.scatter(columns + 0.5, rows + 0.5, s=10, color=DARK, edgecolors="white", linewidths=0.6)
     if max(map(len, classes)) > 2:
         axes.tick_params(axis="x", rotation=90)
     axes.set(ylabel="expert", title=title)
