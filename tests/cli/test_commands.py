@@ -11,9 +11,11 @@ import soundfile
 
 import moe_asr
 from moe_asr.config.decode import DecodeMode
+from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.score import Unit
 from moe_asr.data.manifest import describe, load_samples, read_split
 from moe_asr.measure.errors import edit_counts, total
+from moe_asr.models.inference import automatic
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -191,5 +193,6 @@ def test_inspect_counts_parameters_without_a_corpus(cli: Cli, tmp_path: Path, mo
         *words, "moe.placement=both", "moe.sharing=per_stack", "moe.num_experts=4", "moe.top_k=1", "router=switch"
     )[1]
     assert "36 MoE sites, 4 experts, top 1" in out
+    assert f"computed on this CPU by: {automatic(InferencePrecision.fp32)}\n" in out
     assert {line.split()[-1] for line in out.splitlines() if "router" in line and "." in line} >= {"0", "1", "2"}
     assert list(tmp_path.iterdir()) == []

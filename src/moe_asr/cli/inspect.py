@@ -20,9 +20,11 @@ def complete(overrides: Sequence[str], positionals: Mapping[str, object]) -> lis
 def run(config: InspectConfig) -> None:
     import torch
 
+    from moe_asr.config.inference import InferencePrecision
     from moe_asr.config.placement import moe_sites, sharing_table
     from moe_asr.measure import flops
     from moe_asr.measure.matching import matched
+    from moe_asr.models.inference import automatic
     from moe_asr.models.u2pp import build_model, parameter_counts
     from moe_asr.runs.checkpoint import load_checkpoint
 
@@ -51,6 +53,8 @@ def run(config: InspectConfig) -> None:
     print(f"{len(sites)} MoE sites" + (f", {config.moe.num_experts} experts, top {config.moe.top_k}:" if sites else ""))
     for site, router in zip(sites, table, strict=True):
         print(f"  {site!s:<28} router {router}")
+
+    print(f"computed on this CPU by: {automatic(InferencePrecision.fp32)}")
 
     decode = config.decode
     context = "full context" if decode.chunk is None else f"chunks of {decode.chunk}"

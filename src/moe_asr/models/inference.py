@@ -10,6 +10,15 @@ from moe_asr.modules.packed import pack_linears, supported
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, pack_subsampling
 
 
+def automatic(precision: InferencePrecision, on_cpu: bool = True) -> ExpertBackend:
+    """What `ExpertBackend.auto` stands for on this machine. Compiles the fused kernel if it must."""
+    if on_cpu and fused.supported(precision):
+        return ExpertBackend.fused
+    if precision is InferencePrecision.fp32 and not (on_cpu and supported(precision)):
+        return ExpertBackend.sorted
+    return ExpertBackend.packed
+
+
 def prepare(
     model: AsrModel,
     precision: InferencePrecision = InferencePrecision.fp32,
@@ -25,10 +34,8 @@ def prepare(
     check_computing(precision, experts)
     on_cpu, fp32 = next(model.parameters()).is_cpu, precision is InferencePrecision.fp32
     possible = on_cpu and supported(precision)
-    if experts is ExpertBackend.auto and on_cpu and fused.supported(precision):
-        experts = ExpertBackend.fused
-    elif experts is ExpertBackend.auto:
-        experts = ExpertBackend.sorted if fp32 and not possible else ExpertBackend.packed
+    if experts is ExpertBackend.auto:
+        experts = automatic(precision, on_cpu)
     fuse = experts is ExpertBackend.fused
     packed = fuse or experts is ExpertBackend.packed
     require(on_cpu or not packed, "Packed weights are for CPUs: write device=cpu, or precision=fp32 experts=sorted.")
