@@ -1,5 +1,6 @@
 """Hydra's grids as a ledger: every point is checked before the first is trained, and none is trained twice."""
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class LedgerSweeper(BasicSweeper):
         if self.config.dry_run:
             print(forecast(sweep.jobs, configs))
             return
+        if launcher.name == "submitit_slurm" and shutil.which("srun") is None:
+            raise InputError("launcher=submitit_slurm finds no srun here: give the command on a machine of a cluster.")
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(sweep.path)
             try:

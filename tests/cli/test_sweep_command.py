@@ -98,12 +98,21 @@ def test_a_dry_run_lists_the_jobs_and_trains_none(cli: Cli, words: list[str], tm
     assert (code, "the only point" in out) == (0, True)
 
 
-def test_a_launcher_that_is_not_installed_is_said(cli: Cli, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_is_not_here_is_said(cli: Cli, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     load = ConfigStore.load
-    monkeypatch.setattr(ConfigStore, "load", lambda store, path: load(store, path.replace("joblib", "absent")))
-    code, out, err = cli("train", "-m", *words, "seed=1,2", "launcher=joblib")
-    assert (code, out) == (2, "")
-    assert "launcher=joblib is a plugin that is not installed: pip install 'moe-asr[launchers]'." in err
+
+    def absent(store: ConfigStore, config_path: str) -> object:
+        return load(store, config_path.replace("joblib", "absent"))
+
+    monkeypatch.setattr(ConfigStore, "load", absent)
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    for launcher, sentence in {
+        "joblib": "launcher=joblib is a plugin that is not installed: pip install 'moe-asr[launchers]'.",
+        "submitit_slurm": "launcher=submitit_slurm finds no srun here: give the command on a machine of a cluster.",
+    }.items():
+        code, out, err = cli("train", "-m", *words, "seed=1,2", f"launcher={launcher}")
+        assert (code, out) == (2, "")
+        assert sentence in err
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
