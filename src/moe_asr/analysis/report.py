@@ -41,7 +41,7 @@ COLUMNS: tuple[tuple[str, str, Metric, str], ...] = (
     ("active", "active (M)", lambda line: _part(line, "params_active", 1e6), "{:.2f}"),
     ("flops", "GFLOP / s", lambda line: _part(line, "flops_per_second", 1e9), "{:.2f}"),
     ("load", "load CV", _key("load_cv"), "{:.2f}"),
-    ("dead", "dead experts", _key("dead_experts"), "{:g}"),
+    ("dead", "dead experts", _key("dead_experts"), "{:.3g}"),
 )
 """Beside the error rate: key, heading, value of a line of `measured` and of results.json, how it is written."""
 
