@@ -137,7 +137,7 @@ def _body(data: dict[str, Any], about: Sequence[str]) -> Html:
         element("p", data["text"] or "(nothing)", class_="lead", id="text"),
         [element("p", line, class_="soft") for line in about],
     )
-    notes = []
+    notes = ["Vertical lines are the borders of chunks."] if data["chunk_seconds"] else []
     if not data["words"]:
         notes.append("When the words are said is not known: CTC cannot align this text.")
     if any(site["reads"] for site in data["sites"]):
