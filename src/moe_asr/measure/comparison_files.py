@@ -198,9 +198,9 @@ def _scoring(systems: Sequence[System], config: CompareConfig) -> tuple[Scoring,
             of = f"{first.normalizer['name']} of {first.path} and {other.normalizer['name']} of {other.path}"
             warnings.append(f"the normalisers differ, {of}; all are scored anew by {name}")
             break
-    if other := next((s for s in systems if s.unit is not first.unit), None):
+    if odd := next((s for s in systems if s.unit is not first.unit), None):
         unit = config.unit or first.unit
-        warnings.append(f"{first.path} counts {first.unit}s and {other.path} {other.unit}s; all are scored by {unit}s")
+        warnings.append(f"{first.path} counts {first.unit}s and {odd.path} {odd.unit}s; all are scored by {unit}s")
     return Scoring(config.unit or first.unit, name, config.reference, config.utt2spk), warnings
 
 
@@ -235,8 +235,8 @@ def _tested(path: Path, scoring: Scoring) -> Tested:
             raise InputError(f"{path} does not say what was said; add reference=FILE.")
     said = read_transcripts(scoring.reference or path, "reference")
     ids, normal = paired_ids(said.texts, hypotheses.texts), normalizer(scoring.normalizer)
-    texts = [[normal(transcripts.texts[i]) for i in ids] for transcripts in (said, hypotheses)]
-    counts = {i: (c.errors, c.tokens) for i, c in zip(ids, edit_counts(*texts, scoring.unit), strict=True)}
+    right, found = ([normal(transcripts.texts[i]) for i in ids] for transcripts in (said, hypotheses))
+    counts = {i: (c.errors, c.tokens) for i, c in zip(ids, edit_counts(right, found, scoring.unit), strict=True)}
     speakers = read_speakers(scoring.utt2spk) if scoring.utt2spk else said.speakers or hypotheses.speakers
     return Tested(path, said.texts, hypotheses.texts, speakers, counts)
 
@@ -270,7 +270,7 @@ def _compared(
         return row | _plain(compare_methods(a, b, tokens, speakers, paired))
     normal = normalizer(scoring.normalizer)
     texts = [[normal(of[i]) for i in ids] for of in (said, *(side[0].hypotheses for side in sides))]
-    segments = mapsswe(*texts, scoring.unit)
+    segments = mapsswe(texts[0], texts[1], texts[2], scoring.unit)
     found = _plain(compare_checkpoints(errors[0][0], errors[1][0], tokens, speakers))
     return row | found | {f"mapsswe_{key}": value for key, value in asdict(segments).items()}
 
