@@ -1,7 +1,5 @@
 """The FLOPs that `inspect` prints, and the models that `match` solves."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,32 +40,6 @@ def test_a_matched_model_is_shown_with_its_solved_width(cli: Cli) -> None:
     assert out.startswith("match=active: moe.expert_width=")
     total = next(line for line in out.splitlines() if line.startswith("total"))
     assert f"{float(total.split()[3]):.3f} M parameters against" in out
-
-
-def test_a_grid_of_matches_trains_the_solved_widths(tmp_path: Path) -> None:
-    """Through Hydra's launcher, in a process of its own; what would train says what it was asked to."""
-    script = """
-import sys
-from types import SimpleNamespace
-from moe_asr.cli.main import main
-
-def train(config):
-    print("asked:", config.moe.expert_width, config.match, config.match_to)
-    return {}
-
-sys.modules["moe_asr.training.train"] = SimpleNamespace(train=train)
-sys.argv = "moe-asr train -m moe.placement=both match=total,active match_to=u2pp_small".split()
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    said = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("match=") or "asked:" in line]
-    runs = [path for path in (tmp_path / "runs").iterdir() if path.name != "sweeps"]
-    assert len(runs) == 2
-    assert len(said) == 4
-    widths = [said[i][0].removeprefix("moe.expert_width=").removesuffix(",") for i in (0, 2)]
-    assert [said[i] for i in (1, 3)] == [[width, "None", "None"] for width in widths]
-    assert int(widths[0]) < int(widths[1])
 
 
 def test_the_model_of_a_run(cli: Cli, untrained: Path) -> None:

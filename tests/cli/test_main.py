@@ -183,33 +183,6 @@ def test_a_missing_corpus_names_the_command_that_makes_it(cli: Cli, tmp_path: Pa
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_grid_runs_every_point_and_an_experiment_may_be_one(tmp_path: Path) -> None:
-    """Through Hydra's own launcher, in a process of its own."""
-    script = """
-from pathlib import Path
-from moe_asr.config.compose import sweep
-from moe_asr.config.program import TrainConfig
-
-def job(config):
-    with Path("points").open("a") as file:
-        print(config.seed, config.optim.name.value, config.moe.placement, dict(config.optim.lr_scale), file=file)
-
-sweep("train", TrainConfig, ["seed=1,2", "optim=adam,adamw", "optim.lr_scale={encoder: 0.1}"], job)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    expected = [f"{seed} {name} None {{'encoder': 0.1}}" for seed in (1, 2) for name in ("adam", "adamw")]
-    assert (tmp_path / "points").read_text().splitlines() == expected
-    wrong = program("train", "-m", "seed=1,2", "trainer.epochs=0", folder=tmp_path)
-    assert wrong.returncode == 2
-    assert "moe-asr: 2 of the jobs cannot be run:" in wrong.stderr
-    assert wrong.stderr.splitlines()[-1] == "  #1: trainer.epochs=0 must be at least 1."
-    assert "Traceback" not in wrong.stderr
-    assert "Error executing" not in wrong.stderr
-    assert not (tmp_path / "multirun").exists()
-
-
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     shell = f"{sys.executable} -m moe_asr.cli.main train --help | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, check=False)

@@ -88,7 +88,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_every_group_option_composes_and_its_values_arrive(group: str, option: str) -> None:
     written = OmegaConf.load(config_folder() / group / f"{option}.yaml")
-    plain = to_plain(train_config(f"{group}={option}", "moe.placement=both"))
+    experts = [] if OmegaConf.select(written, "moe.placement") else ["moe.placement=both"]  # which any router needs
+    plain = to_plain(train_config(f"{group}={option}", *experts))
     expected = OmegaConf.to_container(
         OmegaConf.create(written if group in written else {group: written}), resolve=False
     )
@@ -304,7 +305,10 @@ def test_the_help_has_every_option_with_its_default_and_explanation(command: str
         assert rows["trainer.epochs"] == ("10", "")
         assert rows["optim.warmup_steps"] == ("500", "Optimiser steps of rising learning rate.")
         assert rows["moe.placement"][0] == "null"
-        assert rows["name"] == ("null", "A readable link to the run directory.")
+        assert rows["name"] == (
+            "null",
+            "A readable link to the run directory; of a sweep, its directory in the folder `sweeps` of `runs`.",
+        )
 
 
 def test_the_configuration_knows_no_torch() -> None:
