@@ -83,6 +83,12 @@ def _phi_squared(table: numpy.ndarray) -> float:
     return float(((table - expected) ** 2 / expected).sum() / table.sum())
 
 
+def permutation_p_value(observed: numpy.ndarray | float, null: numpy.ndarray) -> numpy.ndarray:
+    """observed (...), null (D,...) -> (...): share of the null at least as large, the observed counted in (North et al.
+    2002)."""
+    return (1 + (null >= observed).sum(0)) / (1 + len(null))
+
+
 @dataclass(frozen=True)
 class SiteAssociation:
     """observed (S,S); null (D,S,S): the same with the utterances of one site permuted, D times."""
@@ -98,8 +104,8 @@ class SiteAssociation:
 
     @property
     def p_value(self) -> numpy.ndarray:
-        """(S,S): share of the null at least as large, the observed counted in (North et al. 2002)."""
-        return (1 + (self.null >= self.observed).sum(0)) / (1 + len(self.null))
+        """(S,S), see `permutation_p_value`."""
+        return permutation_p_value(self.observed, self.null)
 
     @property
     def excess(self) -> float:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy
 from scipy.stats import norm
 
-from moe_asr.analysis.association import chosen_of_others, contingency, explained
+from moe_asr.analysis.association import chosen_of_others, contingency, explained, permutation_p_value
 from moe_asr.analysis.trace import KINDS, Trace, stack_of
 from moe_asr.errors import InputError
 from moe_asr.measure.comparison import holm
@@ -40,8 +40,8 @@ class Specialisation:
 
     @property
     def p_value(self) -> float:
-        """Share of the null that explains at least as much, the observed counted in (North et al. 2002)."""
-        return float((1 + (self.null_explained >= self.explained).sum()) / (1 + len(self.null)))
+        """That of what is explained, see `association.permutation_p_value`."""
+        return float(permutation_p_value(self.explained, self.null_explained))
 
     @property
     def lift(self) -> numpy.ndarray:

@@ -47,6 +47,7 @@ def run(config: CompareConfig) -> None:
 def table(result: dict[str, Any]) -> list[str]:
     """For the terminal."""
     from moe_asr.config.score import Unit
+    from moe_asr.runs.sweep import aligned
 
     rate = Unit(result["unit"]).rate.upper()
     what = {"methods": "these two methods", "checkpoints": "these two checkpoints"}[result["question"]]
@@ -75,8 +76,7 @@ def table(result: dict[str, Any]) -> list[str]:
         if result["question"] == "checkpoints":
             cells += [_p(row["mapsswe_p"]), _p(row["mapsswe_p_holm"])]
         rows.append([*cells, row["verdict"].replace("B ", f"{label_of[row['b']]} ")])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.append(aligned(rows))
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         sets = [row["set"] or "all" for row in result["rows"] if row["method"] == method]
         lines.append(f"interval of {', '.join(dict.fromkeys(sets))}: {method}")

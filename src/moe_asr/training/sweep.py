@@ -35,9 +35,9 @@ TAIL = 15
 def plan(
     points: Sequence[Sequence[str]], arguments: Sequence[str], name: str | None, launcher: LauncherConfig
 ) -> tuple[Sweep, list[TrainConfig]]:
-    """Composes and checks every point, writes sweep.json, and returns the sweep with the configuration of each job.
+    """Composes and checks every point; returns the sweep, which nothing is written of yet, and the configurations.
 
-    Raises InputError with what is wrong at every point that cannot be run; then nothing is written.
+    Raises InputError with what is wrong at every point that cannot be run.
     """
     axes = _axes(points)
     jobs, configs, wrong = [], [], []
