@@ -149,6 +149,8 @@ def test_the_options_of_a_corpus_need_no_prefix() -> None:
     assert complete(["max_digits=4"], {"corpus": "fsdd"}) == ["fsdd.max_digits=4"]
     assert complete(["hours=2"], {"corpus": "fsdd"}) == ["hours=2"]
     assert complete(["hours=2"], {}) == ["hours=2"]
+    assert complete(["fsdd=data/fsdd", "seed=2"], {"corpus": "domains"}) == ["domains.fsdd=data/fsdd", "seed=2"]
+    assert complete(["fsdd.max_digits=4"], {"corpus": "domains"}) == ["fsdd.max_digits=4"]
 
 
 def test_a_corpus_is_prepared_where_it_was_asked_for(cli: Cli, tmp_path: Path) -> None:

@@ -11,16 +11,21 @@ CONFIG = PrepareConfig
 
 
 def complete(overrides: Sequence[str], positionals: Mapping[str, object]) -> list[str]:
-    """Options of the corpus itself need no prefix: ``prepare synthetic hours=2`` means synthetic.hours=2."""
+    """Options of the corpus itself need no prefix: ``prepare synthetic hours=2`` means synthetic.hours=2.
+
+    A group of options, as all of those of another corpus, takes no value: ``prepare domains fsdd=DIR`` is domains.fsdd.
+    """
     from moe_asr.config.compose import option_keys
 
-    keys, corpus = set(option_keys(PrepareConfig)), positionals.get("corpus", "")
-    return [
-        f"{corpus}.{override}"
-        if override.partition("=")[0] not in keys and f"{corpus}.{override.partition('=')[0]}" in keys
-        else override
-        for override in overrides
-    ]
+    corpus = positionals.get("corpus", "")
+    keys = set(option_keys(PrepareConfig))
+    values = keys - {key.rpartition(".")[0] for key in keys}
+
+    def full(override: str) -> str:
+        key = override.partition("=")[0]
+        return f"{corpus}.{override}" if key not in values and f"{corpus}.{key}" in keys else override
+
+    return [full(override) for override in overrides]
 
 
 def run(config: PrepareConfig) -> None:
