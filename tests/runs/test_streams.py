@@ -42,7 +42,7 @@ def test_each_says_what_it_says_alone(
         session.push(samples)
         alone.append(told(session.finish()))
     assert len({str(found) for found in alone}) == len(speech)
-    streams = Streams(recognizer, decode, [""] * len(speech))
+    streams = recognizer.streams(len(speech), chunk, left, decode)
     portions = [samples.split(size) for samples, size in zip(speech, (1000, 7000, 33_333, 2345), strict=True)]
     final = {}
     for turn in range(max(map(len, portions))):

@@ -29,6 +29,7 @@ from moe_asr.modules.moe.sharing import Routers
 from moe_asr.randomness import key_seed
 from moe_asr.runs.checkpoint import build, initial_weights, load_checkpoint
 from moe_asr.runs.streaming import Session
+from moe_asr.runs.streams import Streams
 from moe_asr.runs.transcripts import FRAME_SECONDS, AlignedText, Timed, Transcript, words_of
 from moe_asr.tensors import Chunking
 
@@ -198,6 +199,15 @@ class Recognizer:
         name: of the stream, for forced routing. Raises InputError for a model that looks ahead.
         """
         return Session(self, replace(decode or self.config.decode, chunk=chunk, left=left), endpoint, name)
+
+    def streams(
+        self, count: int, chunk: int = 16, left: int | None = None, decode: DecodeConfig | None = None
+    ) -> Streams:
+        """So many streams that advance together, which reads the weights from memory once for all; else like `stream`.
+
+        For forced routing, which goes by names, see `Streams`.
+        """
+        return Streams(self, replace(decode or self.config.decode, chunk=chunk, left=left), [""] * count)
 
 
 def utterance_key(name: str) -> int:
