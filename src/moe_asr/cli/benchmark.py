@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from moe_asr.columns import aligned
 from moe_asr.config.benchmark import BenchmarkConfig, Kind, quickened
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def _profile_table(profile: "Profile") -> str:
         ]
         for row in profile.rows
     ]
-    return note + _table(["part", "GMAC", "ms", "quartiles", "greedy", "beam", "efficiency", "RTF"], rows)
+    head = ["part", "GMAC", "ms", "quartiles", "greedy", "beam", "efficiency", "RTF"]
+    return note + aligned([head, *rows])
 
 
 def _layer_table(rows: "Sequence[Row]") -> str:
@@ -145,7 +147,7 @@ def _layer_table(rows: "Sequence[Row]") -> str:
         limits = [f"{1e3 * row.limit:.2f}", f"{row.seconds.median / row.limit:.2f}"]
         case = [row.routing, f"{row.frames}", f"{row.experts:.1f}", row.backend]
         cells.append([*case, *_ms(row.seconds), *ratios, *limits])
-    return _table(head, cells)
+    return aligned([head, *cells])
 
 
 def _search_table(rows: "Sequence[SearchRow]", seconds: float) -> str:
@@ -155,12 +157,14 @@ def _search_table(rows: "Sequence[SearchRow]", seconds: float) -> str:
         case = [row.search, f"{row.vocab_size}", f"{row.beam}", *_ms(row.seconds)]
         speed = [f"{row.frames_per_second:.0f}", f"{row.seconds.median / seconds:.5f}", f"{row.tokens}"]
         cells.append([*case, *speed])
-    return f"utterances of {seconds:g} s; rescoring and attention without the encoder and CTC\n" + _table(head, cells)
+    return f"utterances of {seconds:g} s; rescoring and attention without the encoder and CTC\n" + aligned(
+        [head, *cells]
+    )
 
 
 def _loading_table(rows: "Sequence[LoadingRow]", seconds: float) -> str:
     cells = [[row.stage, *_ms(row.seconds), f"{row.hours_per_second:.2f}"] for row in rows]
-    return f"{seconds:.0f} s of audio\n" + _table(["stage", "ms", "quartiles", "hours/s per core"], cells)
+    return f"{seconds:.0f} s of audio\n" + aligned([["stage", "ms", "quartiles", "hours/s per core"], *cells])
 
 
 def _model_table(rows: "Sequence[ModelRow]") -> str:
@@ -189,16 +193,13 @@ def _model_table(rows: "Sequence[ModelRow]") -> str:
     cost = ["RTF", "quartiles", "wall", "RTFx", "ratio", "GFLOP/s", "x limit", "of peak", "of memory", "experts"]
     latency = ["first ms", "chunk p50", "p90", "p99", "final ms"]
     size = ["model", "experts", "M parameters", "active", "load s", "prepare s", "GiB", "peak GiB"]
-    tables = [_table(size, sizes), _table([*way, *cost, "tokens", "WER"], costs)]
-    return "\n".join([*tables, *([_table([*way, *latency], streams)] if streams else [])])
+    tables = [
+        [size, *sizes],
+        [[*way, *cost, "tokens", "WER"], *costs],
+        *([[[*way, *latency], *streams]] if streams else []),
+    ]
+    return "\n".join(map(aligned, tables))
 
 
 def _ms(seconds: "Spread") -> list[str]:
     return [f"{1e3 * seconds.median:.2f}", f"{1e3 * seconds.first:.2f}-{1e3 * seconds.third:.2f}"]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as needed, to the right but for the first."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = ("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in [head, *rows])
-    return "\n".join(line[: widths[0]].strip().ljust(widths[0]) + line[widths[0] :] for line in lines)

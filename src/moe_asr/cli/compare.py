@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moe_asr.columns import aligned
 from moe_asr.config.compare import CompareConfig, TableFormat
 
 CONFIG = CompareConfig
@@ -47,7 +48,6 @@ def run(config: CompareConfig) -> None:
 def table(result: dict[str, Any]) -> list[str]:
     """For the terminal."""
     from moe_asr.config.score import Unit
-    from moe_asr.runs.sweep import aligned
 
     rate = Unit(result["unit"]).rate.upper()
     what = {"methods": "these two methods", "checkpoints": "these two checkpoints"}[result["question"]]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from moe_asr.columns import aligned
 from moe_asr.config.tune import TuneConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def table(found: "Tuned") -> str:
     best, fewest = found.best_result, int(found.errors.min())
     name, tokens = best["unit"], max(1, best["num_tokens"])
     rows = [("as given", found.given, found.given_result), ("tuned", found.best, best)]
-    lines = [f"{label:<9} {_rate(result)}  {_weights(point, found)}" for label, point, result in rows]
+    lines = [aligned([[label, _rate(result), _weights(point, found)] for label, point, result in rows])]
     lines.append(
         f"{best['num_utterances']} utterances, {best['num_tokens']} {name}s; {found.better} utterances better and "
         f"{found.worse} worse than as given; the best of every n-best: {100 * found.oracle / tokens:.2f} %"
@@ -72,13 +73,14 @@ def table(found: "Tuned") -> str:
     if found.unreadable:
         lines.append(f"{found.unreadable} utterances could not be read and are left out")
     place = [tried.index(getattr(found.best, weight)) for weight, tried in found.weights.items()]
+    grid, ends = [], []
     for axis, (weight, tried) in enumerate(found.weights.items()):
         along = found.errors[tuple(slice(None) if i == axis else at for i, at in enumerate(place))]
-        cells = "  ".join(f"{value:g}: {100 * count / tokens:.2f}" for value, count in zip(tried, along, strict=True))
-        lines.append(f"{weight:<14} {cells}")
-        ends = {tried[0], tried[-1]} - ({0.0, 1.0} if weight == "reverse_weight" else {0.0})
-        if along.min() < along.max() and getattr(found.best, weight) in ends:
-            lines.append(f"{'':<14} the best lies at the end of what was tried; try further: {weight}=[...]")
+        grid.append([weight, *(f"{value:g}: {100 * n / tokens:.2f}" for value, n in zip(tried, along, strict=True))])
+        last = {tried[0], tried[-1]} - ({0.0, 1.0} if weight == "reverse_weight" else {0.0})
+        if along.min() < along.max() and getattr(found.best, weight) in last:
+            ends.append(f"the best lies at the end of what was tried; try further: {weight}=[...]")
+    lines += [aligned(grid), *ends]
     near = int(numpy.count_nonzero(found.errors <= NEAR * fewest))
     lines.append(
         f"{near} of {found.errors.size} points make at most {100 * NEAR - 100:.0f} % more errors than the best"

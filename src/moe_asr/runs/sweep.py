@@ -14,12 +14,12 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_asr.columns import aligned
 from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
 from moe_asr.runs.directory import (
@@ -158,10 +158,3 @@ def table(sweep: Sweep) -> str:
             rates.append(f"{name} {unit.rate.upper()} {100 * result[unit.rate]:.2f} %")
         rows.append([*job.point.values(), job.status.value, ", ".join(rates), str(job.run.path)])
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

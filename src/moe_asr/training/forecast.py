@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from moe_asr.columns import aligned
 from moe_asr.config.program import TrainConfig
 from moe_asr.data.batches import PlannedBatch, TrainingBatches
 from moe_asr.data.manifest import split_size
@@ -15,7 +16,7 @@ from moe_asr.models.u2pp import build_model, parameter_counts
 from moe_asr.runs.checkpoint import build
 from moe_asr.runs.directory import Status
 from moe_asr.runs.process import keep_freed_memory
-from moe_asr.runs.sweep import Job, aligned, clock
+from moe_asr.runs.sweep import Job, clock
 from moe_asr.training.module import TrainingData
 from moe_asr.training.train import load_data, uses_gpu
 
