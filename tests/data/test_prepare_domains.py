@@ -8,6 +8,7 @@ import pytest
 
 from moe_asr.config.prepare import Corpus, DomainsConfig, PrepareConfig
 from moe_asr.config.synthetic import Engine, Recipe, SyntheticConfig
+from moe_asr.data import prepare_domains
 from moe_asr.data.manifest import describe, load_samples, read_card, read_split, word_ends
 from moe_asr.data.prepare import prepare
 from moe_asr.data.prepare_domains import DOMAINS, RATES, SURROUNDED
@@ -125,7 +126,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(PrepareConfig(Corpus.fsdd, str(folder), str(folder / "out"), fsdd=small)).folder
 
 
-def test_what_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_is_refused(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"domains\.recipe=text has no domains"):
         DomainsConfig(recipe=Recipe.text)
     with pytest.raises(InputError, match=r"domains\.fsdd are digits"):
@@ -134,8 +135,12 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         DomainsConfig(utterances=10, voices=11)
     with pytest.raises(InputError, match="would leave too few"):
         prepare(options(tmp_path / "many", voices=400, utterances=400))
-    with pytest.raises(InputError, match="holds no prepared corpus"):
-        prepare(options(tmp_path / "none", fsdd=str(tmp_path)))
+    with pytest.raises(InputError, match=r"domains\.utterances=0 must be at least 1"):
+        DomainsConfig(utterances=0)
+    monkeypatch.setattr(prepare_domains, "in_processes", lambda *_: pytest.fail("it was not refused at once"))
+    for other in (tmp_path, digits):
+        with pytest.raises(InputError, match=f"fsdd={other} holds no prepared corpus of real digits"):
+            prepare(options(tmp_path / "none", fsdd=str(other)))
     with pytest.raises(InputError, match="leave source=data out"):
         prepare(PrepareConfig(Corpus.domains, "data"))
     monkeypatch.setattr(espeak, "available", lambda: False)

@@ -123,6 +123,7 @@ class DomainsConfig:
         require(
             self.fsdd is None or self.recipe is Recipe.digits, "domains.fsdd are digits; write domains.recipe=digits."
         )
+        require(self.utterances >= 1, f"domains.utterances={self.utterances} must be at least 1.")
         require(
             1 <= self.voices <= self.utterances,
             f"domains.voices={self.voices} must lie between 1 and domains.utterances={self.utterances}.",

@@ -49,6 +49,8 @@ DOMAINS = (*RATES, *SURROUNDED, "long", "accents")
 
 def stated(config: PrepareConfig) -> dict[str, Any]:
     """All settings as plain values, for the card. Raises InputError if espeak-ng or the corpus fsdd is missing."""
+    if config.domains.fsdd:
+        _folds(config.domains.fsdd)  # before minutes are spent on what is spoken
     if not espeak.available():
         raise InputError(f"the domains are spoken by espeak-ng, which is not installed; {REMEDY}.")
     plain = {name: asdict(AugmentConfig()) for name in SURROUNDED}
@@ -107,11 +109,21 @@ def _spoken(config: PrepareConfig, folder: Path) -> dict[str, list[MonoCut]]:
     return cuts
 
 
+def _folds(fsdd: str) -> list[str]:
+    """Its splits of test strings. Raises InputError if there are none."""
+    prepared = (Path(fsdd) / "corpus.json").is_file()
+    folds = [split for split in read_card(fsdd).splits if split.endswith("/test")] if prepared else []
+    if not folds:
+        raise InputError(
+            f"fsdd={fsdd} holds no prepared corpus of real digits; write fsdd=data/fsdd, "
+            "made by `moe-asr prepare fsdd DIR`."
+        )
+    return folds
+
+
 def _strings(fsdd: str, count: int) -> list[Cut]:
     """The test strings of the real speakers, each from his own fold, as many of one as of another."""
-    folds = [read_split(fsdd, split) for split in read_card(fsdd).splits if split.endswith("/test")]
-    if not folds:
-        raise InputError(f"{fsdd} has no folds with test strings; make it with `moe-asr prepare fsdd DIR`.")
+    folds = [read_split(fsdd, split) for split in _folds(fsdd)]
     return [
         cut for i, cuts in enumerate(folds) for cut in cuts[: count * (i + 1) // len(folds) - count * i // len(folds)]
     ]
