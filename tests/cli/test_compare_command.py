@@ -78,6 +78,33 @@ def test_runs_that_differ_in_the_seed_alone_are_a_method(cli: Cli, runs: list[Pa
     assert "over unpaired seeds x speakers" in json.loads(out)["rows"][0]["method"]
 
 
+def test_domains_of_a_suite_have_means(cli: Cli, runs: list[Path], tmp_path: Path) -> None:
+    runs = [*runs[:2], *runs[4:6]]
+    for number, run in enumerate(runs):
+        results = json.loads((run / "results.json").read_text())
+        one, wrong = results["test"].pop("unseen"), 0.3 if number < 2 else 0.15
+        for name, scale in (("noise", 1.0), ("clean", 0.2)):
+            for suffix in ("", "_c16"):
+                write_lines(run / "hypotheses" / f"{name}{suffix}.jsonl", hypotheses(number % 2, wrong * scale))
+                results["test"][name + suffix] = {**one, "split": name}
+        (run / "results.json").write_text(json.dumps(results | {"domains": {}}))
+    code, out, err = cli("compare", *runs, "power=20", f"out={tmp_path}/found.json")
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    means = [f"domains{suffix}, {mean}" for suffix in ("", "_c16") for mean in ("mean", "geometric mean")]
+    assert [row["set"] for row in rows] == ["noise", "noise_c16", "clean", "clean_c16", *means]
+    noise, clean, plain, geometric = (rows[i] for i in (0, 2, 4, 5))
+    assert (plain["domains"], plain["utterances"]) == (["noise", "clean"], noise["utterances"] + clean["utterances"])
+    assert plain["rate_a"] == pytest.approx((noise["rate_a"] + clean["rate_a"]) / 2)
+    assert geometric["rate_b"] == pytest.approx((noise["rate_b"] * clean["rate_b"]) ** 0.5)
+    assert "paired seeds x speakers within domains" in plain["method"]
+    assert all(f"\n{row['set']} " in out for row in rows)
+    assert out.count("to see 20 %") == 4
+    code, out, _ = cli("compare", runs[0], runs[2], "sets=[noise,clean]")
+    assert "these 2 domains, these two checkpoints only" in out
+    assert [line.partition("  ")[0] for line in out.splitlines()[5:9]] == ["noise", "clean", *means[:2]]
+
+
 def test_one_seed_is_no_evidence_about_a_method(cli: Cli, runs: list[Path]) -> None:
     for words in ((*runs[:5],), (runs[0], runs[4], "question=methods")):
         code, _, err = cli("compare", *words)

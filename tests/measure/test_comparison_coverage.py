@@ -10,6 +10,7 @@ from moe_asr.measure.comparison_coverage import (
     Population,
     coverage_of_checkpoints,
     coverage_of_methods,
+    coverage_of_suites,
     simulated,
 )
 
@@ -45,3 +46,12 @@ def test_speakers_taken_as_fixed_would_not_cover() -> None:
         estimate, error, df, _ = crossed(a, b, paired=True)
         shares.append((abs(estimate - numpy.log(0.8)) <= stdtrit(df, 0.975) * error).mean())
     assert shares[0] > 0.92 > 0.8 > shares[1]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_of_means_over_domains_cover(seeds: int) -> None:
+    for name in ("seeds differ", "skewed, speakers differ"):
+        for share in coverage_of_suites(POPULATIONS[name], 1000, seeds, 8, 0.8):
+            assert 0.93 <= share <= 0.999
+        for share in coverage_of_suites(POPULATIONS[name], 500, seeds, 40, 0.8):
+            assert 0.93 <= share < 0.985

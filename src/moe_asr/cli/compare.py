@@ -36,7 +36,8 @@ def run(config: CompareConfig) -> None:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return
     print("\n".join(table(result)))
-    for row in result["rows"] if config.power is not None else ():
+    single = [row for row in result["rows"] if "domains" not in row]
+    for row in single if config.power is not None else ():
         about = f"{row['set'] or 'all'}, {row['b']}: "
         if row["spread"]:
             lines = power_lines(Spread(**row["spread"]), config.power or 0, row["utterances"] / row["speakers"])
@@ -74,7 +75,7 @@ def table(result: dict[str, Any]) -> list[str]:
         cells += [_between(row["difference_ci95"], 2), _relative(row["relative"]), _between(row["relative_ci95"], 1)]
         cells += [_p(row["p"]), _p(row["p_holm"])]
         if result["question"] == "checkpoints":
-            cells += [_p(row["mapsswe_p"]), _p(row["mapsswe_p_holm"])]
+            cells += [_p(row.get("mapsswe_p")), _p(row["mapsswe_p_holm"])]
         rows.append([*cells, row["verdict"].replace("B ", f"{label_of[row['b']]} ")])
     lines.append(aligned(rows))
     for method in dict.fromkeys(row["method"] for row in result["rows"]):

@@ -140,32 +140,50 @@ def crossed(a: Array, b: Array, paired: bool) -> tuple[Array, Array, Array, tupl
     """
     total_a, total_b = (e.sum(axis=-1).mean(axis=-1)[..., None, None] for e in (a, b))
     x_a, x_b = a / total_a, b / total_b
-    G = a.shape[-1]
+    share = (x_a.mean(axis=-2) + x_b.mean(axis=-2)) / 2
+    return numpy.log(total_b / total_a)[..., 0, 0], *crossed_error(x_a, x_b, share, paired)
+
+
+def crossed_error(
+    x_a: Array, x_b: Array, share: Array, paired: bool, strata: Sequence[Array | slice] = (slice(None),)
+) -> tuple[Array, Array, tuple[Array, ...]]:
+    """The standard error of mean_s sum_g (x_B - x_A), its degrees of freedom and the first four of `Spread`.
+
+    x_a (..., S, G), x_b (..., T, G), whose means over seeds sum to the same over each stratum of speakers; share
+    (..., G): of each speaker in the errors. With S = T = 1 seeds are no part of the question.
+    """
+    G = x_a.shape[-1]
     blocks = [x_b - x_a] if paired else [x_b, -x_a]
-    of_seeds = [x.sum(axis=-1).var(axis=-1, ddof=1) / x.shape[-2] for x in blocks]
     by_seeds = [x.shape[-2] - 1 for x in blocks]
+    several = min(by_seeds) > 0
+    none = numpy.zeros(x_a.shape[:-2])
+    of_seeds = [x.sum(axis=-1).var(axis=-1, ddof=1) / x.shape[-2] for x in blocks] if several else [none]
     v_s = numpy.sum(of_seeds, axis=0)
-    uncertainty = sum(v**2 / d for v, d in zip(of_seeds, by_seeds, strict=True))
-    fewest = numpy.asarray(float(min(by_seeds)))
-    v_g = v_e = numpy.zeros_like(v_s)
-    d = numpy.ones_like(v_s)
+    uncertainty = sum(v**2 / max(1, d) for v, d in zip(of_seeds, by_seeds, strict=several))
+    fewest = numpy.asarray(float(min(by_seeds)) if several else numpy.inf)
+    v_g, v_e, d, of_speakers = none, none, numpy.ones_like(none), none
     if G > 1:
-        share = (x_a.mean(axis=-2) + x_b.mean(axis=-2)) / 2
-        d = numpy.minimum(G - 1, (share**2).sum(axis=-1) ** 2 / (share**4).sum(axis=-1))
-        means = sum(x.mean(axis=-2) for x in blocks)
-        v_g = G / (G - 1) * (means**2).sum(axis=-1)  # the means sum to 0
-        left = [_interaction(x) * G / (x.shape[-2] * (G - 1) * (x.shape[-2] - 1)) for x in blocks]
-        v_e = numpy.sum(left, axis=0)
-        of_cells = sum(v**2 / ((G - 1) * s) for v, s in zip(left, by_seeds, strict=True))
-        uncertainty = uncertainty + v_g**2 / d + of_cells
+        d = numpy.full_like(none, numpy.inf)
+        for stratum in strata:
+            parts, w = [x[..., stratum] for x in blocks], share[..., stratum]
+            size = w.shape[-1]
+            freedom = numpy.minimum(size - 1, (w**2).sum(axis=-1) ** 2 / (w**4).sum(axis=-1))
+            v = size / (size - 1) * (sum(x.mean(axis=-2) for x in parts) ** 2).sum(axis=-1)
+            v_g, of_speakers, d = v_g + v, of_speakers + v**2 / freedom, numpy.minimum(d, freedom)
+            for x, s in zip(parts, by_seeds, strict=True) if several else ():
+                left = _interaction(x) * size / (x.shape[-2] * (size - 1) * s)
+                v_e, uncertainty = v_e + left, uncertainty + left**2 / ((size - 1) * s)
+        with numpy.errstate(invalid="ignore"):
+            d = numpy.fmax(d, v_g**2 / of_speakers)
+        uncertainty = uncertainty + of_speakers
         fewest = numpy.minimum(fewest, d)
     V = numpy.maximum(v_s + v_g - v_e, numpy.maximum(v_s, v_g))
     with numpy.errstate(invalid="ignore"):
         df = numpy.maximum(V**2 / uncertainty, fewest)
-    runs = a.shape[-2] if paired else 2 / (1 / a.shape[-2] + 1 / b.shape[-2])
-    parts = (v_s - v_e) * runs, (v_g - v_e) * G, v_e * runs * G
-    spread = (*(numpy.sqrt(numpy.maximum(0, part)) for part in parts), d / max(1, G - 1))
-    return numpy.log(total_b / total_a)[..., 0, 0], numpy.sqrt(V), df, spread
+    runs = x_a.shape[-2] if paired else 2 / (1 / x_a.shape[-2] + 1 / x_b.shape[-2])
+    components = (v_s - v_e) * runs, (v_g - v_e) * G, v_e * runs * G
+    spread = (*(numpy.sqrt(numpy.maximum(0, part)) for part in components), d / max(1, G - 1))
+    return numpy.sqrt(V), df, spread
 
 
 def _interaction(x: Array) -> Array:

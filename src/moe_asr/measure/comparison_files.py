@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from moe_asr.config.compose import to_plain, to_typed
 from moe_asr.config.program import TrainConfig
 from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
-from moe_asr.measure.comparison import Comparison, compare_checkpoints, compare_methods, holm, mapsswe
+from moe_asr.measure.comparison import Array, Comparison, compare_checkpoints, compare_methods, holm, mapsswe
+from moe_asr.measure.comparison_suite import Mean, compare_suites
 from moe_asr.measure.domains import decoding_suffix
 from moe_asr.measure.errors import edit_counts, paired_ids
 from moe_asr.measure.normalize import normalizer
@@ -40,6 +41,8 @@ class System:
     """Every other option, and how it was decoded."""
     normalizer: Mapping[str, str] | None = None
     unit: Unit = Unit.word
+    suites: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The sets that are domains of one suite, by how their names tell the way of decoding ("", "_c16")."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,10 @@ def _read_system(folder: Path, word: str) -> System:
     settings |= {key: results[key] for key in ("precision", "experts", "routing", "tuned") if results.get(key)}
     settings |= {f"decode.{key}": value for key, value in one["decode"].items()}
     kept = tuple(sorted((key, str(value)) for key, value in settings.items()))
-    return System(word, files, tuple(found["dev"]), seed, kept, one["normalizer"], Unit(one["unit"]))
+    ways: dict[str, list[str]] = {}
+    for name, result in found["test"].items() if "domains" in results else ():
+        ways.setdefault(decoding_suffix(name, result), []).append(name)
+    return System(word, files, tuple(found["dev"]), seed, kept, one["normalizer"], Unit(one["unit"]), ways)
 
 
 def _stem(name: str, result: Mapping[str, Any]) -> str:
@@ -168,10 +174,18 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         warnings.append("one run of each: this is about these checkpoints, and is no claim about methods")
         if systems[0].settings and len({system.settings for system in systems}) == 1:
             warnings.append("they differ in nothing but the seed, so this is what training again does")
-    rows = []
-    for name in _sets(systems, config.sets):
+    names, rows = _sets(systems, config.sets), []
+    faced: dict[tuple[str, int], Faced] = {}
+    for name in names:
         tested = {system: _tested(system.sets[name], scoring) for system in systems}
-        rows += [_compared(question, pair, name, tested, scoring) for pair in pairs]
+        for i, pair in enumerate(pairs):
+            faced[name, i] = _faced(pair, tested)
+            rows.append(_compared(question, pair, name, faced[name, i], scoring))
+    for suffix, domains in _suites(systems, names).items():
+        for mean in Mean:
+            for i, pair in enumerate(pairs):
+                of = {name: faced[name, i] for name in domains}
+                rows.append(_compared_suite(question, pair, f"domains{suffix}, {mean}", of, mean))
     for key, target in (("p", "p_holm"), ("mapsswe_p", "mapsswe_p_holm")):
         for row, p in zip(rows, holm([row.get(key) for row in rows]), strict=True):
             row[target] = p
@@ -241,10 +255,21 @@ def _tested(path: Path, scoring: Scoring) -> Tested:
     return Tested(path, said.texts, hypotheses.texts, speakers, counts)
 
 
-def _compared(
-    question: Question, pair: tuple[Group, Group], name: str, tested: Mapping[System, Tested], scoring: Scoring
-) -> dict[str, Any]:
-    sides = [[tested[system] for system in group.systems] for group in pair]
+@dataclass(frozen=True, eq=False)
+class Faced:
+    """Two groups on a set: by run (in the order of their seeds) and utterance."""
+
+    sides: tuple[Sequence[Tested], Sequence[Tested]]
+    ids: Sequence[str]
+    speakers: Sequence[str] | None
+    tokens: Array
+    errors: tuple[Array, Array]
+    paired: bool
+
+
+def _faced(pair: tuple[Group, Group], tested: Mapping[System, Tested]) -> Faced:
+    """Raises InputError where they were not tested on the same utterances."""
+    sides = tuple([tested[system] for system in group.systems] for group in pair)
     base = sides[0][0]
     said, known, ids = base.references, base.speakers, list(base.references)
     for other in sides[0] + sides[1]:
@@ -258,21 +283,55 @@ def _compared(
             )
     if missing := next((i for i in ids if known and i not in known), None):
         raise InputError(f"The speaker of {missing} is not known; name the speaker of all utterances or of none.")
-    speakers = [known[i] for i in ids] if known else None
+    seeds = [[-1 if seed is None else seed for seed in group.seeds] for group in pair]
+    a, b = (
+        numpy.array([[side[run].counts[i][0] for i in ids] for run in numpy.argsort(order, kind="stable")])
+        for side, order in zip(sides, seeds, strict=True)
+    )
     tokens = numpy.array([base.counts[i][1] for i in ids])
-    errors = [numpy.array([[one.counts[i][0] for i in ids] for one in side]) for side in sides]
-    names = [group.name for group in pair]
-    row = {"set": name, "a": names[0], "b": names[1], "utterances": len(ids), "tokens": int(tokens.sum())}
+    paired = sorted(seeds[0]) == sorted(seeds[1]) and min(seeds[0]) >= 0
+    return Faced((sides[0], sides[1]), ids, [known[i] for i in ids] if known else None, tokens, (a, b), paired)
+
+
+def _row(pair: tuple[Group, Group], name: str, faced: Sequence[Faced]) -> dict[str, Any]:
+    utterances, tokens = sum(len(one.ids) for one in faced), sum(int(one.tokens.sum()) for one in faced)
+    return {"set": name, "a": pair[0].name, "b": pair[1].name, "utterances": utterances, "tokens": tokens}
+
+
+def _compared(
+    question: Question, pair: tuple[Group, Group], name: str, faced: Faced, scoring: Scoring
+) -> dict[str, Any]:
+    row = _row(pair, name, [faced])
     if question is Question.methods:
-        seeds = [[-1 if seed is None else seed for seed in group.seeds] for group in pair]
-        paired = sorted(seeds[0]) == sorted(seeds[1]) and min(seeds[0]) >= 0
-        a, b = (e[numpy.argsort(s)] for e, s in zip(errors, seeds, strict=True))
-        return row | _plain(compare_methods(a, b, tokens, speakers, paired))
-    normal = normalizer(scoring.normalizer)
-    texts = [[normal(of[i]) for i in ids] for of in (said, *(side[0].hypotheses for side in sides))]
+        return row | _plain(compare_methods(*faced.errors, faced.tokens, faced.speakers, faced.paired))
+    normal, (a, b) = normalizer(scoring.normalizer), (side[0] for side in faced.sides)
+    texts = [[normal(of[i]) for i in faced.ids] for of in (a.references, a.hypotheses, b.hypotheses)]
     segments = mapsswe(texts[0], texts[1], texts[2], scoring.unit)
-    found = _plain(compare_checkpoints(errors[0][0], errors[1][0], tokens, speakers))
+    found = _plain(compare_checkpoints(faced.errors[0][0], faced.errors[1][0], faced.tokens, faced.speakers))
     return row | found | {f"mapsswe_{key}": value for key, value in asdict(segments).items()}
+
+
+def _suites(systems: Sequence[System], names: Sequence[str]) -> dict[str, list[str]]:
+    """Those sets, by way of decoding, of which a mean can be told: domains of one suite for all systems."""
+    ways = {
+        suffix: [name for name in domains if name in names and all(name in s.suites.get(suffix, ()) for s in systems)]
+        for suffix, domains in systems[0].suites.items()
+    }
+    return {suffix: domains for suffix, domains in ways.items() if len(domains) > 1}
+
+
+def _compared_suite(
+    question: Question, pair: tuple[Group, Group], name: str, faced: Mapping[str, Faced], mean: Mean
+) -> dict[str, Any]:
+    several = list(faced.values())
+    a, b = (numpy.concatenate([one.errors[side] for one in several], axis=1) for side in (0, 1))
+    tokens = numpy.concatenate([one.tokens for one in several])
+    speakers = [speaker for one in several for speaker in one.speakers or ()]
+    domains = [name for name, one in faced.items() for _ in one.ids]
+    paired = several[0].paired or question is Question.checkpoints
+    known = speakers if len(speakers) == len(tokens) else None
+    found = compare_suites(a, b, tokens, known, domains, mean, paired)
+    return _row(pair, name, several) | {"domains": list(faced)} | _plain(found)
 
 
 def _plain(found: Comparison) -> dict[str, Any]:
