@@ -1,5 +1,6 @@
 """The door: fast help, one grammar, one sentence for what is wrong, and exit codes."""
 
+import errno
 import importlib
 import re
 import resource
@@ -85,7 +86,8 @@ def test_the_help_of_train_names_its_groups(cli: Cli) -> None:
         (["evaluate", "a", "b"], "'b' is one word too many; write: moe-asr evaluate RUN [key=value...]."),
         (["score", "a", "b", "c"], "'c' is one word too many; write: moe-asr score HYP REF [key=value...]."),
         (["evaluate", "a", "-m"], "moe-asr evaluate runs one job at a time: leave out -m."),
-        (["evaluate"], "run is missing; see --help."),
+        (["evaluate"], "run is missing; write: moe-asr evaluate RUN [key=value...]."),
+        (["prune", "a"], "out is missing; write: moe-asr prune RUN OUT [key=value...]."),
         (["transcribe", "nowhere"], "Which audio? Write: moe-asr transcribe RUN AUDIO..."),
         (
             ["transcribe", "nowhere", "a.wav"],
@@ -124,6 +126,16 @@ def test_an_interrupted_command_says_how_to_go_on(cli: Cli, monkeypatch: pytest.
     assert code == 130
     assert "the same command goes on" in err
     assert "Traceback" not in err
+
+
+def test_a_full_disk_is_one_sentence(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(words: list[str]) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `write` does, which knows no name
+
+    monkeypatch.setattr(door, "dispatch", written)
+    code, out, err = cli("train")
+    assert (code, out) == (1, "")
+    assert err == "moe-asr: No space left on device: make room, and give the same command again.\n"
 
 
 def test_plain_words_fill_positional_options_in_order() -> None:

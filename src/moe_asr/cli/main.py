@@ -1,5 +1,6 @@
 """The console script `moe-asr`: one grammar for every command, nothing heavy imported before it is needed."""
 
+import errno
 import importlib
 import os
 import sys
@@ -94,11 +95,12 @@ def split_words(name: str, words: list[str]) -> tuple[list[str], dict[str, objec
         elif plain:
             values[option] = plain.pop(0)
     if plain:
-        raise InputError(
-            f"'{plain[0]}' is one word too many; write: {' '.join(['moe-asr', name, COMMANDS[name].usage]).strip()} "
-            "[key=value...]."
-        )
+        raise InputError(f"'{plain[0]}' is one word too many; write: {form(name)}.")
     return overrides, values
+
+
+def form(name: str) -> str:
+    return " ".join(["moe-asr", name, *COMMANDS[name].usage.split(), "[key=value...]"])
 
 
 def dispatch(words: list[str]) -> int:
@@ -121,6 +123,10 @@ def dispatch(words: list[str]) -> int:
         print(command_help(name, command.CONFIG))
         return 0
     overrides, positionals = split_words(name, rest)
+    for option in COMMANDS[name].positionals:
+        said = option in positionals or any(override.startswith(f"{option}=") for override in overrides)
+        if getattr(command.CONFIG, option, None) == "???" and not said:  # it has no default
+            raise InputError(f"{option} is missing; write: {form(name)}.")
     if hasattr(command, "complete"):
         overrides = command.complete(overrides, positionals)
     multirun = bool({"-m", "--multirun"} & set(flags))
@@ -153,8 +159,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if "--debug" in words or error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if "--debug" in words or (error.filename is None and not full):
             raise
+        if full:
+            print(f"moe-asr: {error.strerror}: make room, and give the same command again.", file=sys.stderr)
+            sys.exit(1)
         print(f"moe-asr: {error.filename} cannot be used ({error.strerror}); give another place.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
