@@ -117,6 +117,18 @@ def test_bad_files_are_named_in_one_sentence(tmp_path, kind, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_wav_that_was_cut_off_is_damaged_unless_its_length_was_never_known(tmp_path):
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, numpy.zeros(4000), 16000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4044])
+    with pytest.raises(InputError, match=r"cut\.wav is damaged: 4000 of its 8000 bytes of audio are there"):
+        read_header(path)
+    for size, there in ((2**32 - 1, 8000), (8044, 8000), (8000, 8000)):  # a pipe, the header counted, whole
+        path.write_bytes(whole[:40] + size.to_bytes(4, "little") + whole[44 : 44 + there])
+        assert len(read_audio(path).samples) == 4000
+
+
 def test_no_samples_and_no_numbers_are_refused(tmp_path):
     soundfile.write(tmp_path / "none.wav", numpy.zeros(0), 16000)
     with pytest.raises(InputError, match=r"none\.wav holds no samples"):

@@ -1,6 +1,7 @@
 """Reading audio: what libsndfile knows (wav, flac, ogg/opus, mp3) -> mono float32 at one sampling rate."""
 
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,11 @@ from moe_asr.errors import InputError
 
 LARGEST_KERNEL = 20_000_000
 """Values of a resampling filter; only rates without a small common ratio (15999 -> 16000) need more."""
+
+LONGEST_KNOWN = 2**31 - 2**16
+"""Bytes; a WAV header that names more was written before the length was known, to a pipe say."""
+SLACK = 64
+"""Bytes that the header of a whole WAV may name too many: some writers count the header as audio."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,11 @@ def _open(source: str | Path | BinaryIO) -> soundfile.SoundFile:
 def _header(file: soundfile.SoundFile, name: str) -> Header:
     if file.frames <= 0:
         raise InputError(f"{name} holds no samples; replace the file or leave it out.")
+    # libsndfile takes what is left of a WAV that was cut off for the whole, and tells only its log.
+    if lengths := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
+        named, there = map(int, lengths.groups())
+        if there + SLACK < named < LONGEST_KNOWN:
+            raise InputError(f"{name} is damaged: {there} of its {named} bytes of audio are there; replace the file.")
     return Header(file.samplerate, file.channels, file.frames)
 
 
