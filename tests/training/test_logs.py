@@ -3,13 +3,15 @@
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from moe_asr.config.program import LoggerConfig
+from moe_asr.config.program import LoggerConfig, LoggerMode
+from moe_asr.errors import InputError
 from moe_asr.measure.expert_use import Alarm
 from moe_asr.runs.directory import AppendLog, RunDirectory
-from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
+from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun, wandb_run
 
 
 def test_metrics_are_rows_and_numbers_come_back_exactly(tmp_path: Path) -> None:
@@ -55,6 +57,25 @@ def test_progress_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
     display.line("epoch 1/1")
     display.close()
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wandb_that_cannot_be_reached_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def unreachable(**about: object) -> None:
+        raise wandb.errors.CommError("no such host\nwhile retrying")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key="0" * 40))
+    with pytest.raises(InputError) as refused:
+        wandb_run(LoggerMode.online, "wandb")
+    assert str(refused.value) == (
+        "W&B cannot be used (no such host while retrying): write wandb=offline, and `wandb sync` sends the run later."
+    )
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
+    with pytest.raises(InputError, match=r"^wandb=online needs a W&B account"):
+        wandb_run(LoggerMode.online, "wandb")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_asr.config.compose import to_plain
 from moe_asr.config.data import AugmentConfig, BatchConfig
 from moe_asr.config.model import ChunkConfig, LossConfig, MoEConfig
 from moe_asr.config.program import (
@@ -22,7 +23,7 @@ from moe_asr.config.program import (
 )
 from moe_asr.errors import InputError
 from moe_asr.runs.checkpoint import load_checkpoint
-from moe_asr.runs.directory import RunDirectory, only_process
+from moe_asr.runs.directory import RunDirectory, only_process, open_run
 from moe_asr.training.train import train
 
 OFF = AugmentConfig(speeds=[1.0], time_masks=0, mel_masks=0, substitutions=0)
@@ -196,3 +197,18 @@ def test_what_is_refused_leaves_no_directory_and_moves_no_link(tiny: TrainConfig
         train(wrong)
     assert (runs / "mine").resolve() == (runs / "good").resolve()
     assert sorted(path.name for path in runs.iterdir()) == ["good", "mine"]
+
+
+def test_a_test_set_that_is_not_there_is_refused_before_training(tiny: TrainConfig, tmp_path: Path) -> None:
+    data = dataclasses.replace(tiny.data, test=["unsen"])
+    with pytest.raises(InputError, match=r"did you mean 'unseen'\?"):
+        train(dataclasses.replace(tiny, data=data, runs=str(tmp_path / "runs")))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_damaged_recovery_checkpoint_is_named_and_kept(short: TrainConfig) -> None:
+    run = open_run(to_plain(short))
+    run.recovery.write_bytes(b"half a checkpoint")
+    with pytest.raises(InputError, match=r"recovery\.pt is damaged: remove it"):
+        train(short)
+    assert run.recovery.read_bytes() == b"half a checkpoint"

@@ -50,20 +50,10 @@ def log_table(config: ReportConfig, folder: Any, title: str, names: list[str], l
     """The lines of the report as the table `report` of a W&B run."""
     import wandb
 
-    from moe_asr.config.program import LoggerMode
-    from moe_asr.errors import InputError
+    from moe_asr.training.logs import wandb_run
 
-    if config.wandb is LoggerMode.online and not wandb.api.api_key:
-        raise InputError("wandb=online needs a W&B account: run `wandb login`, or write wandb=offline.")
-    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
-    run = wandb.init(
-        project=config.project,
-        name=f"report {title}",
-        job_type="report",
-        dir=folder,
-        mode=config.wandb.value,
-        settings=settings,
-    )
+    about = {"project": config.project, "name": f"report {title}", "job_type": "report", "dir": folder}
+    run = wandb_run(config.wandb, "wandb", **about)
     try:
         # A column is of numbers or of texts.
         rows = [[line.get(name) for name in names] for line in lines]

@@ -53,16 +53,34 @@ class MetricsCsv(Log):
         self.log.write_rows((step, name, repr(float(value))) for name, value in sorted(metrics.items()))
 
 
+def wandb_run(mode: LoggerMode, option: str, **about: Any) -> Any:
+    """A W&B run that prints nothing; option: what the user sets its mode by.
+
+    Raises InputError where it shall be online and there is no account, or no way to it.
+    """
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    if mode is LoggerMode.online and not wandb.api.api_key:
+        raise InputError(f"{option}=online needs a W&B account: run `wandb login`, or write {option}=offline.")
+    settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
+    try:
+        return wandb.init(mode=mode.value, settings=settings, **about)
+    except wandb.Error as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"W&B cannot be used ({reason}): write {option}=offline, and `wandb sync` sends the run later."
+        ) from error
+
+
 class WandbRun(Log):
     """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it."""
 
     def __init__(self, config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]) -> None:
         super().__init__()
-        import wandb
-
-        if config.mode is LoggerMode.online and not wandb.api.api_key:
-            raise InputError("logger.mode=online needs a W&B account: run `wandb login`, or write logger.mode=offline.")
-        self.run = wandb.init(
+        self.run = wandb_run(
+            config.mode,
+            "logger.mode",
             project=config.project,
             group=config.group,
             tags=config.tags,
@@ -70,9 +88,7 @@ class WandbRun(Log):
             id=run.path.name,
             dir=run.path,
             config=resolved,
-            mode=config.mode.value,
             resume="allow" if config.mode is LoggerMode.online else None,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
         )
 
     @property

@@ -24,7 +24,7 @@ from moe_asr.config.data import FeaturesConfig
 from moe_asr.config.program import Accelerator, LoggerMode, TrainConfig, UpcycleConfig
 from moe_asr.data.batches import EvaluationBatches, sample_cuts, sample_hours
 from moe_asr.data.epoch_plan import EpochPlan
-from moe_asr.data.manifest import Problem, read_card, read_split
+from moe_asr.data.manifest import Problem, read_card, read_split, split_size
 from moe_asr.data.selection import learn_tokenizer, select_for_training, summary
 from moe_asr.errors import InputError, JobError
 from moe_asr.features.cmvn import feature_statistics
@@ -159,6 +159,8 @@ def load_splits(config: TrainConfig, names: list[str]) -> list[Cut]:
 def load_data(config: TrainConfig, state: dict[str, Any] | None) -> tuple[Tokenizer, TrainingData, list[Problem]]:
     cuts = load_splits(config, config.data.train)
     dev = load_splits(config, config.data.dev)
+    for name in config.data.test:  # refused before the training that would be lost
+        split_size(Path(config.data.path), name)
     if config.data.limit is not None:
         cuts = sample_cuts(cuts, config.data.limit, numpy_rng("limit", config.seed))
     if config.data.hours is not None:
@@ -398,7 +400,16 @@ def prepared(
 
 
 def recovery_state(run: RunDirectory) -> dict[str, Any] | None:
-    return torch.load(run.recovery, map_location="cpu", weights_only=True) if run.recovery.exists() else None
+    """What the run goes on from; None where it begins. Raises InputError for a file that is damaged."""
+    if not run.recovery.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(run.recovery, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds
+        raise InputError(
+            f"{run.recovery} is damaged: remove it, and the same command trains from the start."
+        ) from error
+    return state
 
 
 def lightning(
