@@ -155,7 +155,8 @@ def test_caches_of_a_stream(golden: Golden) -> None:
         count = attention.shape[2]
         assert count == min(8 * (step + 1), 16)
         positions = torch.arange(8 * (step + 1) - count, 8 * (step + 1))
-        for i, (layer, (keys, values, _, history)) in enumerate(zip(model.encoder.layers, state.layers, strict=True)):
+        for i, (layer, (kept, history)) in enumerate(zip(model.encoder.layers, state.layers, strict=True)):
+            keys, values = kept[..., :-1].chunk(2, -1)
             key, value = attention[i].transpose(0, 1).chunk(2, -1)
             position = layer.attention.position(sinusoids(positions, history.shape[-1]))
             assert worst(keys[0, -count:], (key + position.view_as(key)).numpy()) < 2e-5

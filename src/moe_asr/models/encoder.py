@@ -195,6 +195,7 @@ class Encoder(nn.Module):
         next chunk too. finish (B,):
         True where the stream ends here, so that its last, shorter chunk is encoded as well; its place is then fresh
         for another stream. Returns the new frames (B,N,d) of each stream, N = 0 if none has any, and the new state.
+        The old one is consumed: in inference mode the new one's caches go on in its memory. `select` copies.
         """
         self._refuse_lookahead(state.chunking, routers)
         pending, waiting = _join(state.pending, state.pending_lengths, features, feature_lengths)

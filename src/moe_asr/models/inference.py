@@ -4,9 +4,13 @@ from moe_asr.config.inference import ExpertBackend, InferencePrecision, check_co
 from moe_asr.config.model import require
 from moe_asr.models.u2pp import AsrModel
 from moe_asr.modules import fused
+from moe_asr.modules.attention import RelativeSelfAttention, fuse_attention
+from moe_asr.modules.convolution import ConvolutionModule, fuse_convolution
 from moe_asr.modules.feed_forward import FeedForward, fuse_feed_forward
 from moe_asr.modules.moe.experts import Experts, pack, use_backend
+from moe_asr.modules.moe.routers import TopKRouter, fuse_router
 from moe_asr.modules.packed import pack_linears, supported
+from moe_asr.modules.positions import RelativePositions
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, pack_subsampling
 
 
@@ -47,11 +51,24 @@ def prepare(
             module.backend = pack(module, precision, release, fuse)
     if fp32 and not possible and not fuse:
         return experts
-    skipped = {*model.routers.modules()}
+    skipped, fused_attention = {*model.routers.modules()}, False
     for module in model.modules() if fuse else ():
-        if isinstance(module, FeedForward):
-            fuse_feed_forward(module, precision, release)
-            skipped |= {module.w_in, module.w_out}
+        match module:
+            case FeedForward():
+                fuse_feed_forward(module, precision, release)
+            case RelativeSelfAttention() if module.content_bias.shape[1] % fused.lanes() == 0:
+                fuse_attention(module, precision, release)
+                fused_attention = True
+            case ConvolutionModule() if module.causal and module.pointwise_out.in_features % fused.lanes() == 0:
+                fuse_convolution(module, precision, release)
+            case TopKRouter():
+                fuse_router(module)
+                continue
+            case _:
+                continue
+        skipped |= {*module.modules()}
+    if isinstance(model.encoder.positions, RelativePositions):
+        model.encoder.positions.places = fused_attention
     if isinstance(subsampling, ConvolutionalSubsampling):
         skipped |= {*subsampling.modules()}
         pack_subsampling(subsampling, precision, release, fuse)

@@ -3,11 +3,20 @@
 Heads are laid out as (B, N, h, d/h), so that caches and batches are cut along the same axes everywhere.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.config.inference import InferencePrecision
+from moe_asr.modules import fused
 from moe_asr.modules.dropout import dropout
+from moe_asr.modules.packed import Identity, bias_of, give_up, identity_of, pack_linear
+from moe_asr.modules.positions import Places, sinusoids
+
+PLACES = 1024
+"""Of so many positions (41 s of frames) a fused attention keeps what they add."""
 
 
 def attend(
@@ -35,8 +44,23 @@ def attend(
 
 
 KeyCache = tuple[Tensor, ...]
-"""What self-attention keeps of the past: keys and values together (B,K,2,h,c), or apart where positions are relative,
-(B,K,h,c) each, and position scores (B,K,h)."""
+"""What self-attention keeps of the past: keys and values (B,K,2,h,c), or where positions are relative (B,K,h,2c+1) with
+position scores last."""
+
+
+def extended(cache: Tensor, count: int) -> Tensor:
+    """(B,K,...) -> (B,K+count,...): the cache, and behind it memory that is not written yet.
+
+    In place where the cache lies in memory that goes on, which is then used up: a cache is extended once.
+    """
+    step, end = cache.stride(1), cache.shape[1] + count
+    size = (len(cache), end, *cache.shape[2:])
+    apart, first = cache.stride(0), cache.storage_offset()
+    if first + end * step > apart or len(cache) * apart * cache.itemsize > cache.untyped_storage().nbytes():
+        longer = cache.new_empty(len(cache), 2 * end + 2 * count, *cache.shape[2:])[:, :end]
+        longer[:, :-count] = cache
+        return longer
+    return cache.as_strided(size, cache.stride(), first)
 
 
 class RelativeSelfAttention(nn.Module):
@@ -57,25 +81,91 @@ class RelativeSelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def empty_cache(self, streams: int) -> KeyCache:
-        keys = self.content_bias.new_zeros(streams, 0, *self.content_bias.shape)
-        return keys, keys, keys[..., 0]
+        heads, width = self.content_bias.shape
+        return (self.content_bias.new_zeros(streams, 0, heads, 2 * width + 1),)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyCache | None = None
+        self, x: Tensor, positions: Tensor | Places, mask: Tensor | None, cache: KeyCache | None = None
     ) -> tuple[Tensor, KeyCache]:
         """x (B,N,d); positions: their sinusoids (N,d), or (B,N,d) with a cache of K past frames; mask (B|1,1,N|1,K+N).
 
-        Returns (B,N,d) and the cache with the new frames at its end.
+        Returns (B,N,d) and the cache with the new frames at its end, if there was one. In inference mode that is
+        done in place, so that a cache serves once.
         """
+        if isinstance(positions, tuple):
+            positions = sinusoids(positions[0], x.shape[-1]).to(x.dtype)
         q, keys, values = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        p = self.position(positions).unflatten(-1, (self.heads, -1))
-        keys = keys + p
-        scores = ((self.position_bias - self.content_bias) * p).sum(-1) * q.shape[-1] ** -0.5
+        place = self.place(positions)
+        keys, scores = keys + place[..., :-1], place[..., -1:]
         if cache is not None:
-            keys, values, scores = (torch.cat(pair, 1) for pair in zip(cache, (keys, values, scores), strict=True))
-        bias = scores.mT.unsqueeze(-2)  # (h,1,K) or (B,h,1,K)
+            new = torch.cat([keys, values, scores], -1)
+            if torch.is_inference_mode_enabled():
+                cache = (extended(cache[0], new.shape[1]),)
+                cache[0][:, -new.shape[1] :] = new
+            else:
+                cache = (torch.cat([cache[0], new], 1),)
+            keys, values, scores = cache[0].split([q.shape[-1], q.shape[-1], 1], -1)
+        bias = scores.squeeze(-1).mT.unsqueeze(-2)  # (h,1,K) or (B,h,1,K)
         y = attend(q + self.content_bias, keys, values, mask, bias, self.dropout if self.training else 0.0)
-        return self.out(y), (keys, values, scores)
+        return self.out(y), cache or ()
+
+    def place(self, positions: Tensor) -> Tensor:
+        """Sinusoids (...,d) -> (...,h,c+1): what positions add to keys, and to the scores of these."""
+        p = self.position(positions).unflatten(-1, (self.heads, -1))
+        scores = ((self.position_bias - self.content_bias) * p).sum(-1, keepdim=True) * p.shape[-1] ** -0.5
+        return torch.cat([p, scores], -1)
+
+
+class FusedSelfAttention(RelativeSelfAttention):
+    """What `fuse_attention` makes of one in place: parameters are the same, and rule as in a `PackedLinear`.
+
+    What the first `PLACES` positions add is kept.
+    """
+
+    packed: Callable[..., Tensor]
+    packed_place: Callable[[Tensor], Tensor]
+    places: Tensor
+    packed_from: Identity
+
+    def forward(
+        self, x: Tensor, positions: Tensor | Places, mask: Tensor | None, cache: KeyCache | None = None
+    ) -> tuple[Tensor, KeyCache]:
+        if not isinstance(positions, tuple) or torch.is_grad_enabled() or identity_of(self) != self.packed_from:
+            return super().forward(x, positions, mask, cache)
+        index, limit = positions
+        places = self._places(limit)
+        if limit > PLACES:
+            places = self.packed_place(sinusoids(index.flatten(), x.shape[-1]))
+            index = torch.arange(index.numel()).view(index.shape)
+        count, dtype, rows = x.shape[1], x.dtype, x.float().contiguous()
+        empty = rows.new_empty(len(x), 0, self.heads, places.shape[-1] * 2 - 1)
+        memory = extended(empty if cache is None else cache[0], count)
+        y = self.packed(places, index, rows, memory, mask)
+        return y.to(dtype), () if cache is None else (memory,)
+
+    def _places(self, limit: int) -> Tensor:
+        if len(self.places) < limit <= PLACES:
+            count = min(max(2 * len(self.places), limit), PLACES)
+            self.places = self.packed_place(sinusoids(torch.arange(count), self.out.out_features))
+        return self.places
+
+
+def fuse_attention(module: RelativeSelfAttention, precision: InferencePrecision, release: bool = False) -> None:
+    """Raises InputError where the fused kernel is not supported; heads must be multiples of `fused.lanes` wide."""
+    first, last = (fused.pack(m.weight[None], m.bias[None], precision) for m in (module.qkv, module.out))
+    position = pack_linear(module.position.weight, bias_of(module.position), precision, fuse=True)
+    bias, difference = module.content_bias.detach().clone(), (module.position_bias - module.content_bias).detach()
+
+    def place(positions: Tensor) -> Tensor:
+        p = position(positions).unflatten(-1, bias.shape)
+        return torch.cat([p, (difference * p).sum(-1, keepdim=True) * p.shape[-1] ** -0.5], -1)
+
+    if release:
+        give_up(module.qkv.weight, module.out.weight, module.position.weight)
+    module.__class__ = FusedSelfAttention
+    assert isinstance(module, FusedSelfAttention)
+    module.packed, module.packed_place = lambda *given: fused.attention((first, last), bias, *given), place
+    module.places, module.packed_from = bias.new_empty(0, len(bias), bias.shape[1] + 1), identity_of(module)
 
 
 class SelfAttention(nn.Module):

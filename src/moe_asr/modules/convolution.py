@@ -1,11 +1,17 @@
 """The convolution module of a Conformer layer (arXiv 2005.08100, section 2.2), causal or centred."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_asr.config.inference import InferencePrecision
 from moe_asr.config.model import Activation, ConvNorm
+from moe_asr.modules import fused
 from moe_asr.modules.feed_forward import ACTIVATIONS
+from moe_asr.modules.fused import AFTER_ACTIVATION
+from moe_asr.modules.packed import Identity, bias_of, give_up, identity_of
 
 
 class ConvolutionModule(nn.Module):
@@ -49,3 +55,43 @@ class ConvolutionModule(nn.Module):
         else:
             y = self.norm(y)
         return self.pointwise_out(self.activation(y)), x
+
+
+class FusedConvolution(ConvolutionModule):
+    """What `fuse_convolution` makes of one in place: parameters are the same, and rule as in a `PackedLinear`."""
+
+    packed: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    fresh: Tensor
+    packed_from: Identity
+
+    def forward(self, x: Tensor, valid: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() or identity_of(self) != self.packed_from:
+            return super().forward(x, valid, history)
+        history = self.fresh.expand(len(x), -1, -1) if history is None else history
+        y, seen = self.packed(x.float().contiguous(), history)
+        return y.to(x.dtype), seen
+
+
+def fuse_convolution(module: ConvolutionModule, precision: InferencePrecision, release: bool = False) -> None:
+    """Raises InputError where the fused kernel is not supported; it is for causal ones, `fused.lanes` times n wide."""
+    first, last, norm = module.pointwise_in, module.pointwise_out, module.norm
+    maps = (
+        fused.pack(first.weight[None], first.bias[None], precision, F.glu),
+        fused.pack(last.weight[None], last.bias[None], precision, negative_share=AFTER_ACTIVATION),
+    )
+    taps, bias = module.depthwise.weight[:, 0].detach().T.contiguous(), bias_of(module.depthwise).detach().clone()
+    layer_norm = None
+    if isinstance(norm, nn.LayerNorm):
+        layer_norm = norm.weight.detach().clone(), norm.bias.detach().clone(), norm.eps
+    else:  # a fixed map per channel
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        taps, bias = taps * gain, (bias - norm.running_mean) * gain + norm.bias.detach()
+    fresh, activation = module.empty_history(1).detach().contiguous(), module.activation
+    if release:
+        give_up(first.weight, last.weight)
+    module.__class__ = FusedConvolution
+    assert isinstance(module, FusedConvolution)
+    module.packed = lambda x, history: fused.convolution(maps, taps, bias, layer_norm, activation, history, x)
+    module.fresh, module.packed_from = fresh, identity_of(module)

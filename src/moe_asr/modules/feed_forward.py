@@ -13,7 +13,7 @@ from moe_asr.modules import fused
 from moe_asr.modules.dropout import Dropout
 from moe_asr.modules.moe.routers import Router
 from moe_asr.modules.moe.routing import NOTHING, Routing, Side
-from moe_asr.modules.packed import Identity, Linear, bias_of, give_up, identity
+from moe_asr.modules.packed import Identity, Linear, bias_of, give_up, identity_of
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.swish: F.silu,
@@ -47,12 +47,9 @@ class FusedFeedForward(FeedForward):
     def forward(
         self, x: Tensor, valid: Tensor, site: MoESite, router: Router | None, side: Side = NOTHING
     ) -> tuple[Tensor, Routing | None]:
-        if torch.is_grad_enabled() or self.identity() != self.packed_from:
+        if torch.is_grad_enabled() or identity_of(self) != self.packed_from:
             return super().forward(x, valid, site, router, side)
         return self.packed(x.flatten(0, -2)).view_as(x), None
-
-    def identity(self) -> Identity:
-        return identity([*self.w_in._parameters.values(), *self.w_out._parameters.values()])
 
 
 def fuse_feed_forward(module: FeedForward, precision: InferencePrecision, release: bool = False) -> None:
@@ -71,4 +68,4 @@ def fuse_feed_forward(module: FeedForward, precision: InferencePrecision, releas
 
     module.__class__ = FusedFeedForward
     assert isinstance(module, FusedFeedForward)
-    module.packed, module.packed_from = packed, module.identity()
+    module.packed, module.packed_from = packed, identity_of(module)

@@ -1,4 +1,4 @@
-// Linear maps and whole layers of experts for inference on CPUs, from weights laid out once.
+// What the layers of an encoder compute, for inference on CPUs, from weights laid out once.
 //
 // Weights (N, K) are cut into panels of PANEL outputs, stored input by input, so that they are read in one forward
 // stream. All numbers travel in words of 32 bits: one float, two bf16 or four int8 neighbouring inputs. A block of
@@ -6,6 +6,7 @@
 // The order of additions depends on neither the number of rows nor that of threads.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -35,6 +36,7 @@ constexpr long CACHED = 1 << 17;  // words are exceeded
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float AnyFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t AnyInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 Floats load(const float* p) { return *reinterpret_cast<const AnyFloats*>(p); }
 void store(float* p, Floats x) { *reinterpret_cast<AnyFloats*>(p) = x; }
@@ -74,35 +76,36 @@ struct Int8 {
   }
 };
 
-// Adds to `sums` (M, PANEL); meanwhile `lines` of `next` per word are fetched.
-template <class Number, int M>
-void block(const int32_t* x, long stride, const Ints* w, long words, Ints* sums, const Ints* next, long lines) {
-  Ints sum[M][2];
+// Adds to `sums` (M, V * LANES) the products of M rows of inputs, whose words are WORD apart, and of weights, whose
+// words are `apart`, or where WORD is 1 not at all; meanwhile `lines` of `next` per word are fetched, if any.
+template <class Number, int M, int V, int WORD>
+void block(const int32_t* x, long row, const int32_t* w, long apart, long words, Ints* sums, const int32_t* next,
+           long lines) {
+  Ints sum[M][V];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++) sum[m][0] = sums[2 * m], sum[m][1] = sums[2 * m + 1];
-  for (long k = 0; k < words; k++, w += 2, next += lines) {
-    __builtin_prefetch(next, 0, 2);
-    __builtin_prefetch(next + lines - 1, 0, 2);
-    Ints w0 = w[0], w1 = w[1];
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) sum[m][v] = sums[V * m + v];
+  for (long k = 0; k < words; k++, w += WORD == 1 ? V * LANES : apart, next += lines * LANES) {
+    if (WORD == 1 && V == 2) __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + (lines - 1) * LANES, 0, 2);
+    Ints weight[V];
+    for (int v = 0; v < V; v++) weight[v] = *reinterpret_cast<const AnyInts*>(w + v * LANES);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      int32_t input = x[m * stride + k];
-      sum[m][0] = Number::dot(sum[m][0], w0, input);
-      sum[m][1] = Number::dot(sum[m][1], w1, input);
-    }
+    for (int m = 0; m < M; m++)
+      for (int v = 0; v < V; v++) sum[m][v] = Number::dot(sum[m][v], weight[v], x[m * row + k * WORD]);
   }
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++) sums[2 * m] = sum[m][0], sums[2 * m + 1] = sum[m][1];
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < V; v++) sums[V * m + v] = sum[m][v];
 }
 
-template <class Number, int M = ROWS>
-void blocks(long rows, const int32_t* x, long stride, const Ints* w, long words, Ints* sums, const Ints* next,
-            long lines) {
+template <class Number, int V = 2, int WORD = 1, int M = ROWS>
+void blocks(long rows, const int32_t* x, long row, const int32_t* w, long apart, long words, Ints* sums,
+            const int32_t* next = nullptr, long lines = 0) {
   if constexpr (M > 0) {
     if (rows == M)
-      block<Number, M>(x, stride, w, words, sums, next, lines);
+      block<Number, M, V, WORD>(x, row, w, apart, words, sums, next ? next : w, lines);
     else
-      blocks<Number, M - 1>(rows, x, stride, w, words, sums, next, lines);
+      blocks<Number, V, WORD, M - 1>(rows, x, row, w, apart, words, sums, next, lines);
   }
 }
 
@@ -119,7 +122,7 @@ Floats exponential(Floats x) {
   return bits<Floats>(bits<Ints>(y) + exponent);
 }
 
-enum Activation { NONE, SWISH, RELU, GELU };
+enum Activation { NONE, SWISH, RELU, GELU, GLU };
 
 Floats activated(Floats x, int activation) {
   switch (activation) {
@@ -223,35 +226,43 @@ void put(float* out, Floats y, long valid, bool add) {
 // Map `index` of `maps` on rows of words; each thread of the team computes some of the panels.
 void multiply(const Maps& maps, long index, long rows, const int32_t* x, const float* steps, Target target) {
   long panels = padded(maps.outputs) / PANEL, n_words = words(maps), count = (rows + ROWS - 1) / ROWS;
-  auto weights = reinterpret_cast<const Ints*>(maps.weights + index * panels * PANEL * n_words);
+  const int32_t* weights = maps.weights + index * panels * PANEL * n_words;
   auto kernel = maps.precision == FP32 ? blocks<Fp32> : maps.precision == BF16 ? blocks<Bf16> : blocks<Int8>;
 #pragma omp for schedule(static)
   for (long panel = 0; panel < panels; panel++) {
     long first_output = panel * PANEL, offset = index * panels * PANEL + first_output;
-    long valid = std::min(PANEL, target.columns - first_output);
+    long first_column = maps.activation == GLU ? first_output / 2 : first_output;
+    long valid = target.columns - first_column;
     auto start = reinterpret_cast<const Ints*>(maps.start + offset);
     Ints sums[2 * ROWS * TILE];
     for (long m = 0; m < rows; m++) sums[2 * m] = start[0], sums[2 * m + 1] = start[1];
     for (long k = 0; k < n_words; k += STRETCH) {
       long length = std::min(STRETCH, n_words - k);
-      const Ints* w = weights + 2 * (panel * n_words + k);
+      const int32_t* w = weights + PANEL * (panel * n_words + k);
       for (long b = 0; b < count; b++) {
         long first = rows * b / count, size = rows * (b + 1) / count - first;
         // The first two blocks fetch a line per word each, or one block two: what follows in memory, whole.
-        kernel(size, x + first * stride(maps) + k, stride(maps), w, length, sums + 2 * first,
-               b < 2 ? w + (2 + b) * length : w, count == 1 ? 2 : 1);
+        kernel(size, x + first * stride(maps) + k, stride(maps), w, PANEL, length, sums + 2 * first,
+               b < 2 ? w + (2 + b) * length * LANES : w, count == 1 ? 2 : 1);
       }
     }
     for (long m = 0; m < rows; m++) {
-      float* out = target.out + (target.row ? target.row[m] : m) * target.stride + first_output;
+      float* out = target.out + (target.row ? target.row[m] : m) * target.stride + first_column;
+      Floats y[2];
       for (long half = 0; half < 2; half++) {
-        Floats y = bits<Floats>(sums[2 * m + half]);
+        y[half] = bits<Floats>(sums[2 * m + half]);
         if (maps.precision == INT8)
-          y = integral(bits<Ints>(y)) * (steps[m] * load(maps.scale + offset + half * LANES)) +
-              load(maps.bias + offset + half * LANES);
-        y = activated(y, maps.activation);
-        if (target.share) y *= target.share[m];
-        put(out + half * LANES, y, valid - half * LANES, target.share != nullptr);
+          y[half] = integral(bits<Ints>(y[half])) * (steps[m] * load(maps.scale + offset + half * LANES)) +
+                    load(maps.bias + offset + half * LANES);
+      }
+      if (maps.activation == GLU) {
+        put(out, y[0] / (1.0f + exponential(-y[1])), valid, false);
+        continue;
+      }
+      for (long half = 0; half < 2; half++) {
+        Floats result = activated(y[half], maps.activation);
+        if (target.share) result *= target.share[m];
+        put(out + half * LANES, result, valid - half * LANES, target.share != nullptr);
       }
     }
   }
@@ -264,10 +275,102 @@ struct Memory {  // kept between calls; its words begin at a cache line
     return reinterpret_cast<int32_t*>((reinterpret_cast<uintptr_t>(held.data()) + 63) / 64 * 64);
   }
 };
-thread_local Memory inputs, activations, words_of_activations;
+thread_local Memory inputs, activations, words_of_activations, results, scores;
 
 long tile_rows(const Maps& maps) {
   return ROWS * std::clamp(CACHED / (ROWS * stride(maps)), 1L, TILE);
+}
+
+// x (rows, n) -> rows of the target, by the only one of `maps`.
+void map(const Maps& maps, const float* x, long n, long rows, Target target, int threads) {
+  long most = tile_rows(maps), tiles = (rows + most - 1) / most;
+  int32_t* in = inputs.of(most * stride(maps));
+  std::vector<float> steps(most);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  for (long tile = 0; tile < tiles; tile++) {
+    long first = rows * tile / tiles, size = rows * (tile + 1) / tiles - first;
+    Target part = target;
+    if (target.row) part.row += first;
+    else part.out += first * target.stride;
+#pragma omp for schedule(static)
+    for (long m = 0; m < size; m++) steps[m] = convert(maps, x + (first + m) * n, n, in + m * stride(maps));
+    multiply(maps, 0, size, in, steps.data(), part);
+  }
+}
+
+float sum(Floats x) {
+  float all = 0;
+  for (long i = 0; i < LANES; i++) all += x[i];
+  return all;
+}
+
+// Normalises n numbers, a multiple of LANES, in place.
+void normalise(float* x, long n, const float* gain, const float* shift, float epsilon) {
+  Floats total = {}, squares = {};
+  for (long i = 0; i < n; i += LANES) total += load(x + i);
+  float mean = sum(total) / float(n);
+  for (long i = 0; i < n; i += LANES) squares += (load(x + i) - mean) * (load(x + i) - mean);
+  float scale = 1 / std::sqrt(sum(squares) / float(n) + epsilon);
+  for (long i = 0; i < n; i += LANES) store(x + i, (load(x + i) - mean) * scale * load(gain + i) + load(shift + i));
+}
+
+// One head of attention: queries (count, .) -> out (count, .). Keys and values (keys, 2 * width + 1): a key, its value,
+// and what is added to its scores; `row` apart. seen: by which queries, seen_row = 0: by all; or none are masked.
+// Scores stand key by key, V * LANES queries side by side.
+template <int V>
+void head(const float* q, long q_row, const float* bias, long count, const float* memory, long row, long keys,
+          const uint8_t* seen, long seen_row, long width, float* out, long out_row) {
+  constexpr long SIDE = V * LANES;
+  auto table = reinterpret_cast<float*>(scores.of((keys + width) * SIDE + ROWS * PANEL));
+  float *transposed = table + keys * SIDE, scale = 1 / std::sqrt(float(width));
+  auto sums = reinterpret_cast<Ints*>(transposed + width * SIDE);
+  memset(transposed, 0, 4 * width * SIDE);
+  for (long i = 0; i < count; i++)
+    for (long j = 0; j < width; j++) transposed[j * SIDE + i] = (q[i * q_row + j] + bias[j]) * scale;
+  Floats most[V], total[V];
+  for (int v = 0; v < V; v++) most[v] = Floats{} - INFINITY, total[v] = Floats{};
+  for (long first = 0; first < keys; first += ROWS) {
+    long size = std::min(ROWS, keys - first);
+    const float* key = memory + first * row;
+    for (long m = 0; m < size; m++)  // of the next head
+      for (long j = 0; j < 2 * width + LINE; j += LINE) __builtin_prefetch(key + m * row + 2 * width + 1 + j, 0, 2);
+    auto to = reinterpret_cast<Ints*>(table + first * SIDE);
+    for (long m = 0; m < size; m++)
+      for (int v = 0; v < V; v++) to[V * m + v] = bits<Ints>(Floats{} + key[m * row + 2 * width]);
+    blocks<Fp32, V>(size, reinterpret_cast<const int32_t*>(key), row, reinterpret_cast<int32_t*>(transposed), SIDE,
+                    width, to);
+    for (long m = 0; m < size && seen; m++)
+      for (long i = 0; i < count; i++)
+        if (!seen[i * seen_row + first + m]) table[(first + m) * SIDE + i] = -INFINITY;
+    for (long m = 0; m < size; m++)
+      for (int v = 0; v < V; v++) {
+        Floats score = bits<Floats>(to[V * m + v]);
+        most[v] = score > most[v] ? score : most[v];
+      }
+  }
+  for (long k = 0; k < keys; k++)
+    for (int v = 0; v < V; v++) {
+      Floats score = load(table + k * SIDE + v * LANES), p = exponential(score - most[v]);
+      p = score == -INFINITY ? Floats{} : p;
+      store(table + k * SIDE + v * LANES, p);
+      total[v] += p;
+    }
+  for (long first = 0; first < count; first += ROWS) {
+    long size = std::min(ROWS, count - first);
+    for (long j = 0; j < width; j += PANEL) {
+      auto p = reinterpret_cast<const int32_t*>(table + first);
+      auto values = reinterpret_cast<const int32_t*>(memory + width + j);
+      int wide = j + LANES < width ? 2 : 1;
+      std::fill(sums, sums + size * wide, Ints{});
+      wide == 2 ? blocks<Fp32, 2, SIDE>(size, p, 1, values, row, keys, sums)
+                : blocks<Fp32, 1, SIDE>(size, p, 1, values, row, keys, sums);
+      for (long m = 0; m < size; m++) {
+        float all = total[(first + m) / LANES][(first + m) % LANES];
+        for (int v = 0; v < wide; v++)
+          store(out + (first + m) * out_row + j + v * LANES, bits<Floats>(sums[wide * m + v]) / (all > 0 ? all : 1));
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -298,15 +401,99 @@ int fast_int8() {
 
 // x (rows, n) -> y (rows, maps.outputs), by the only one of `maps`.
 void linear(const Maps* maps, const float* x, long n, float* y, long rows, int threads) {
-  long most = tile_rows(*maps), tiles = (rows + most - 1) / most, outputs = maps->outputs;
-  int32_t* in = inputs.of(most * stride(*maps));
-  std::vector<float> steps(most);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  for (long tile = 0; tile < tiles; tile++) {
-    long first = rows * tile / tiles, size = rows * (tile + 1) / tiles - first;
-#pragma omp for schedule(static)
-    for (long m = 0; m < size; m++) steps[m] = convert(*maps, x + (first + m) * n, n, in + m * stride(*maps));
-    multiply(*maps, 0, size, in, steps.data(), {y + first * outputs, outputs, outputs, nullptr, nullptr});
+  map(*maps, x, n, rows, {y, maps->outputs, maps->outputs, nullptr, nullptr}, threads);
+}
+
+// Relative self-attention of x (streams, frames, heads * width) -> y, over a cache (streams, cached + frames, heads,
+// 2 * width + 1), streams `apart`, to which the new frames are added. places (., heads, width + 1): what positions
+// (streams or 1, frames) add to keys and scores. seen (streams or 1, frames or 1, cached + frames): which keys, by
+// streams seen_stream and queries seen_row apart, or null.
+void attention(const Maps* qkv, const Maps* last, const float* bias, const float* places, const int64_t* positions,
+               long own_positions, const float* x, float* cache, long apart, long cached, const uint8_t* seen,
+               long seen_stream, long seen_row, float* y, long streams, long frames, long heads, int threads) {
+  long size = last->outputs, width = size / heads, row = heads * (2 * width + 1), keys = cached + frames;
+  auto projected = reinterpret_cast<float*>(results.of(streams * frames * 4 * size));
+  float* attended = projected + streams * frames * 3 * size;
+  linear(qkv, x, size, projected, streams * frames, threads);
+#pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
+  for (long s = 0; s < streams; s++)
+    for (long h = 0; h < heads; h++) {
+      float* memory = cache + s * apart + h * (2 * width + 1);
+      const float* q = projected + s * frames * 3 * size + h * width;
+      for (long i = 0; i < frames; i++) {
+        const float* k = q + (3 * i + 1) * size;
+        const float* place = places + (positions[(own_positions ? s * frames : 0) + i] * heads + h) * (width + 1);
+        float* to = memory + (cached + i) * row;
+        for (long j = 0; j < width; j++) to[j] = k[j] + place[j], to[width + j] = k[size + j];
+        to[2 * width] = place[width];
+      }
+      long side = frames > LANES ? PANEL : LANES;
+      auto one = side == PANEL ? head<2> : head<1>;
+      for (long i = 0; i < frames; i += side)
+        one(q + i * 3 * size, 3 * size, bias + h * width, std::min(side, frames - i), memory, row, keys,
+            seen ? seen + s * seen_stream + i * seen_row : nullptr, seen_row, width,
+            attended + (s * frames + i) * size + h * width, size);
+    }
+  linear(last, attended, size, y, streams * frames, threads);
+}
+
+// The causal convolution module on x (streams, frames, width) -> y. history (streams, before, width), streams `apart`,
+// and the new frames go to seen (streams, before + frames, width). taps (before + 1, width).
+void convolution(const Maps* first, const Maps* last, const float* taps, const float* bias, const float* gain,
+                 const float* shift, float epsilon, int activation, const float* history, long apart, long before,
+                 const float* x, float* seen, float* y, long streams, long frames, int threads) {
+  long width = last->outputs, all = before + frames, rows = streams * frames;
+  std::vector<long> row(rows);
+  for (long i = 0; i < rows; i++) row[i] = i / frames * all + before + i % frames;
+  for (long s = 0; s < streams; s++) memcpy(seen + s * all * width, history + s * apart, 4 * before * width);
+  map(*first, x, width, rows, {seen, width, width, row.data(), nullptr}, threads);
+  auto between = reinterpret_cast<float*>(results.of(rows * width));
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (long i = 0; i < rows; i++) {
+    const float* from = seen + (row[i] - before) * width;
+    float* to = between + i * width;
+    memcpy(to, bias, 4 * width);
+    for (long j = 0; j <= before; j++)
+      for (long c = 0; c < width; c++) to[c] += taps[j * width + c] * from[j * width + c];
+    if (gain) normalise(to, width, gain, shift, epsilon);
+    for (long c = 0; c < width; c += LANES) store(to + c, activated(load(to + c), activation));
+  }
+  linear(last, between, width, y, rows, threads);
+}
+
+// Logits (rows, count) of x (rows, width), the ids of the top_k largest, first the largest, and their softmax weights,
+// over themselves or over all; where not valid (rows) -1 and 0.
+void route(const float* x, const float* weight, const uint8_t* valid, float* logits, int64_t* ids, float* weights,
+           long rows, long width, long count, long top_k, int over_themselves, float scale) {
+  for (long i = 0; i < rows; i++) {
+    float* logit = logits + i * count;
+    for (long e = 0; e < count; e++) {
+      Floats sums[2] = {};
+      long full = width / PANEL * PANEL;
+      const float *a = x + i * width, *b = weight + e * width;
+      for (long j = 0; j < full; j += PANEL)
+        for (int v = 0; v < 2; v++) sums[v] += load(a + j + v * LANES) * load(b + j + v * LANES);
+      logit[e] = sum(sums[0] + sums[1]);
+      for (long j = full; j < width; j++) logit[e] += a[j] * b[j];
+    }
+    for (long k = 0; k < top_k; k++) {
+      long best = -1;
+      for (long e = 0; e < count; e++)
+        if (std::find(ids + i * top_k, ids + i * top_k + k, e) == ids + i * top_k + k &&
+            (best < 0 || logit[e] > logit[best]))
+          best = e;
+      ids[i * top_k + k] = best;
+    }
+    float most = logit[ids[i * top_k]], total = 0;
+    for (long k = 0; k < top_k; k++) total += weights[i * top_k + k] = std::exp(logit[ids[i * top_k + k]] - most);
+    if (!over_themselves) {
+      total = 0;
+      for (long e = 0; e < count; e++) total += std::exp(logit[e] - most);
+    }
+    for (long k = 0; k < top_k; k++) {
+      weights[i * top_k + k] = valid[i] ? weights[i * top_k + k] / total * scale : 0.0f;
+      if (!valid[i]) ids[i * top_k + k] = -1;
+    }
   }
 }
 

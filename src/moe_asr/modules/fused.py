@@ -23,9 +23,18 @@ from moe_asr.config.model import require
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp")
-ACTIVATIONS: dict[Callable[[Tensor], Tensor] | None, int] = {None: 0, F.silu: 1, F.relu: 2, F.gelu: 3}
+ACTIVATIONS: dict[Callable[..., Tensor] | None, int] = {None: 0, F.silu: 1, F.relu: 2, F.gelu: 3, F.glu: 4}
 PRECISIONS = {InferencePrecision.fp32: 0, InferencePrecision.bf16: 1, InferencePrecision.int8: 2}
 """Also the logarithm of how many inputs share a word."""
+SIGNATURES = {
+    "linear": "mplpli",
+    "experts": "mmlpppplli",
+    "attention": "mmppplppllpllpllli",
+    "convolution": "mmppppfipllppplli",
+    "route": "ppppppllllif",
+    "ask_for_large_pages": "pl",
+}
+"""Arguments of the functions in fused.cpp: maps, pointers, longs, ints, floats."""
 STEPS = 255
 """From the least to the largest int8 input."""
 CENTRED, AFTER_ACTIVATION = 0.5, 0.19
@@ -51,12 +60,17 @@ def library() -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
         print(f"no fused kernel, which only costs speed: {reason[0] if reason else error}", file=sys.stderr)
         return None
-    pointer, maps, size, threads = ctypes.c_void_p, ctypes.POINTER(Maps), ctypes.c_long, ctypes.c_int
-    kernel.linear.argtypes = (maps, pointer, size, pointer, size, threads)
-    kernel.experts.argtypes = (maps, maps, size, *[pointer] * 4, size, size, threads)
-    kernel.ask_for_large_pages.argtypes = (pointer, size)
-    kernel.panel.restype, kernel.ask_for_large_pages.restype = size, None
-    kernel.linear.restype = kernel.experts.restype = None
+    types = {
+        "m": ctypes.POINTER(Maps),
+        "p": ctypes.c_void_p,
+        "l": ctypes.c_long,
+        "i": ctypes.c_int,
+        "f": ctypes.c_float,
+    }
+    for function, arguments in SIGNATURES.items():
+        getattr(kernel, function).argtypes = [types[letter] for letter in arguments]
+        getattr(kernel, function).restype = None
+    kernel.panel.restype = ctypes.c_long
     return kernel
 
 
@@ -101,10 +115,12 @@ def pack(
     weight: Tensor,
     bias: Tensor,
     precision: InferencePrecision,
-    activation: Callable[[Tensor], Tensor] | None = None,
+    activation: Callable[..., Tensor] | None = None,
     negative_share: float = CENTRED,
 ) -> Maps:
     """weight (E,N,K), bias (E,N) -> the maps x -> activation(x @ weight.T + bias), of which E = 1 serve `linear`.
+
+    With F.glu, for `convolution`, half of the N outputs are multiplied by the sigmoids of the others.
 
     Raises InputError where the kernel is not supported.
     """
@@ -112,8 +128,10 @@ def pack(
     panel, kind = _kernel().panel(), PRECISIONS[precision]
     weight, bias = weight.detach().float(), bias.detach().float()
     outputs = weight.shape[1]
-    weight = F.pad(weight, (0, -weight.shape[2] % panel, 0, -outputs % panel))
-    bias = F.pad(bias, (0, -outputs % panel))
+    if activation is F.glu:  # the two halves side by side in every panel
+        weight, bias = (t.unflatten(1, (2, -1, panel // 2)).transpose(1, 2).flatten(1, 3) for t in (weight, bias))
+    weight = F.pad(weight, (0, -weight.shape[2] % panel, 0, -weight.shape[1] % panel))
+    bias = F.pad(bias, (0, -bias.shape[1] % panel))
     zero, scale, start = round(negative_share * STEPS), bias, bias
     if precision is InferencePrecision.bf16:
         weight = weight.bfloat16()
@@ -148,6 +166,83 @@ def experts(maps_in: Maps, maps_out: Maps, rows: Tensor, expert_ids: Tensor, wei
     pointers = (tensor.data_ptr() for tensor in (x, expert_ids, weights, y))
     _kernel().experts(maps_in, maps_out, len(maps_in.tensors[0]), *pointers, size, top_k, torch.get_num_threads())
     return y.to(rows.dtype)
+
+
+def lanes() -> int:
+    """What the widths of `attention` heads and of a `convolution` are multiples of."""
+    return int(_kernel().panel()) // 2
+
+
+def attention(
+    maps: tuple[Maps, Maps],
+    bias: Tensor,
+    places: Tensor,
+    index: Tensor,
+    x: Tensor,
+    memory: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """`RelativeSelfAttention.forward` on x (B,N,d) of float32, which puts its keys last into memory (B,K,h,2c+1).
+
+    maps: of queries, keys and values, and of the result. bias (h,c): added to queries. places (P,h,c+1): what is added
+    to the keys and scores of frames by index (B|1,N). mask broadcastable to (B,1,N,K), and as wide.
+    """
+    y, (streams, frames, _) = torch.empty_like(x), x.shape
+    seen = None if mask is None else mask[(None,) * (4 - mask.ndim)].contiguous()
+    by_stream, by_query = (0, 0) if seen is None else tuple(seen.stride(n) if seen.shape[n] > 1 else 0 for n in (0, 2))
+    _kernel().attention(
+        *maps,
+        *(t.data_ptr() for t in (bias, places, index)),
+        len(index) > 1,
+        *(t.data_ptr() for t in (x, memory)),
+        memory.stride(0),
+        memory.shape[1] - frames,
+        None if seen is None else seen.data_ptr(),
+        *(by_stream, by_query, y.data_ptr(), streams, frames, len(bias), torch.get_num_threads()),
+    )
+    return y
+
+
+def convolution(
+    maps: tuple[Maps, Maps],
+    taps: Tensor,
+    bias: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    activation: Callable[..., Tensor],
+    history: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`ConvolutionModule.forward` on x (B,N,d) of float32, with history (B,k-1,d), and what it returns.
+
+    maps: before, with F.glu, and after. taps (k,d), bias (d): of the depthwise convolution. norm: gain (d), shift (d)
+    and epsilon of a layer norm, if there is one.
+    """
+    y, (streams, frames, width) = torch.empty_like(x), x.shape
+    before, history = len(taps) - 1, history if history.stride()[1:] == (width, 1) else history.contiguous()
+    seen = x.new_empty(streams, before + frames, width)
+    gain, shift, epsilon = (None, None, 0.0) if norm is None else (norm[0].data_ptr(), norm[1].data_ptr(), norm[2])
+    _kernel().convolution(
+        *(*maps, taps.data_ptr(), bias.data_ptr(), gain, shift, epsilon, ACTIVATIONS[activation]),
+        *(history.data_ptr(), history.stride(0), before),
+        *(t.data_ptr() for t in (x, seen, y)),
+        *(streams, frames, torch.get_num_threads()),
+    )
+    return y, seen
+
+
+def route(
+    x: Tensor, weight: Tensor, valid: Tensor, top_k: int, over_chosen: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B,N,d), weight (E,d) of float32, valid (B,N) -> the logits, expert ids and weights of a `Routing`.
+
+    Weights: the softmax over the chosen, or over all.
+    """
+    x, weight, valid, (experts, width) = x.contiguous(), weight.contiguous(), valid.contiguous(), weight.shape
+    logits, weights = x.new_empty(*x.shape[:2], experts), x.new_empty(*x.shape[:2], top_k)
+    ids = torch.empty(weights.shape, dtype=torch.long)
+    pointers = (tensor.data_ptr() for tensor in (x, weight, valid, logits, ids, weights))
+    _kernel().route(*pointers, valid.numel(), width, experts, top_k, over_chosen, scale)
+    return logits, ids, weights
 
 
 def _kernel() -> ctypes.CDLL:

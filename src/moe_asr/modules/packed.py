@@ -92,8 +92,8 @@ def pack_linears(
             module.packed_from = identity(module._parameters.values())
 
 
-def bias_of(linear: nn.Linear) -> Tensor:
-    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+def bias_of(linear: nn.Linear | nn.Conv1d) -> Tensor:
+    return linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias
 
 
 def give_up(*weights: Tensor) -> None:
@@ -108,6 +108,12 @@ Identity = list[tuple[int, int]]
 def identity(parameters: Iterable[Tensor | None]) -> Identity:
     """Differs once one of them has been changed, loaded or moved."""
     return [(parameter.data_ptr(), parameter._version) for parameter in parameters if parameter is not None]
+
+
+def identity_of(module: nn.Module) -> Identity:
+    """Of all that a module and its children hold."""
+    held = [module, *module.children()]
+    return identity(tensor for m in held for kind in (m._parameters, m._buffers) for tensor in kind.values())
 
 
 def bucket(rows: int) -> int:

@@ -22,15 +22,22 @@ def sinusoids(positions: Tensor, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., :width]
 
 
+Places = tuple[Tensor, int]
+"""Positions (B|1,N), and a number that is larger than any of them."""
+
+
 class RelativePositions(nn.Module):
-    """Leaves the position to the attention: (scaled x, sinusoids)."""
+    """Leaves the position to the attention: (scaled x, sinusoids), or `places` where it makes these itself."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
+        self.dropout, self.places = Dropout(dropout), False
 
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | Places]:
         width = x.shape[-1]
+        if self.places and not torch.is_grad_enabled():
+            positions = positions.view(-1, x.shape[1]).contiguous()
+            return x * width**0.5, (positions, int(positions.max()) + 1)
         return self.dropout(x * width**0.5), self.dropout(sinusoids(positions, width).to(x.dtype))
 
 
