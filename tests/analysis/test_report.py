@@ -184,6 +184,8 @@ def test_the_page_says_all_and_escapes_it(structure: Callable[[str], Any], sweep
         "a machine",
         "has collapsed",
         "2 of 12 runs have no results",
+        "GFLOP / s needs the checkpoint of a run, which is not there, or of another version.",
+        "versions: moe-asr ",
     ):
         assert said in found.text
     seen = [line["rate"] for line in plain["runs"] if line.get("set") == "seen" and line["run"].startswith("2-0.0")]
@@ -193,6 +195,10 @@ def test_the_page_says_all_and_escapes_it(structure: Callable[[str], Any], sweep
     assert len(found.all("table", **{"class": "map"})) == 10
     sorts = found.all("button", type="button")
     assert [b["data-sort"] for b in sorts if "data-sort" in b][:4] == ["axis0", "axis1", "seeds", "rate"]
+    for file in sweep.parents[1].glob("*/metrics.csv"):
+        file.write_text("step,metric,value\n3,val/wer,0.3\n")
+    once, _ = report(read_study([str(sweep)]), "seen")
+    assert len(structure(once).all("figure")) == 2  # one value makes no curve
     with pytest.raises(InputError, match="set=other is no test set of these runs, which have seen, unseen"):
         report(study, "other")
 

@@ -296,7 +296,7 @@ def pareto(
         axes.grid()
     parts[0].set_ylabel(y_label)
     if any(series):
-        columns = min(len(series), 4)
+        columns = min(len(series), 6)
         figure.legend(*parts[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
     if note:
         figure.supxlabel(note, fontsize=8, x=0.01, ha="left")
@@ -426,7 +426,7 @@ def bars(values: Mapping[str, Mapping[str, Bar]], x_label: str, title: str = "")
     axes.set(xlabel=x_label, title=title, ylim=(len(groups) - 0.5, -0.5))
     axes.grid(axis="x")
     if any(values):
-        figure.legend(loc="outside upper center", ncols=min(len(values), 4))
+        figure.legend(loc="outside upper center", ncols=min(len(values), 6))
     return figure
 
 

@@ -163,6 +163,8 @@ def _results(study: Study, name: str, counted: Mapping[str, Tables]) -> Html:
         "deviation over mean of the expert loads at the least even site, 0 if even. dead: below "
         f"{100 * DEAD:g} % of the even share, over all sites. The best rate is shaded."
     )
+    if any(entry.flops(result["decode"]) is None for entry in study.entries for result in entry.sets.values()):
+        note += " GFLOP / s needs the checkpoint of a run, which is not there, or of another version."
     return section(
         "results",
         "Results",
@@ -266,7 +268,7 @@ def _effects(found: Sequence[Effect], name: str) -> Html:
             element("td", " → ".join(f"{100 * rate:.2f}" for rate in rates or ()), class_="number"),
             element("td", "" if relative is None else f"{100 * relative:+.1f}", class_="number"),
             element("td", interval, class_="number"),
-            element("td", "" if effect.p_holm is None else f"{effect.p_holm:.3f}", class_="number"),
+            element("td", _p(effect.p_holm), class_="number"),
             element("td", element("span", effect.verdict, class_=tones.get(effect.verdict, "soft"))),
             element("td", f"{effect.cells} x {effect.seeds}", class_="number"),
         ]
@@ -274,11 +276,13 @@ def _effects(found: Sequence[Effect], name: str) -> Html:
     names = ["option", "value", "error rate (%)", "relative (%)", "95 % interval", "Holm p", "verdict", "cells x seeds"]
     right = ("error rate (%)", "relative (%)", "95 % interval", "Holm p", "cells x seeds")
     head = element("tr", [element("th", n, scope="col", class_="number" if n in right else None) for n in names])
-    methods = dict.fromkeys(effect.comparison.method for effect in found if effect.comparison)
+    methods = dict.fromkeys(re.sub(r"t\([\d.]+\)", "t", e.comparison.method) for e in found if e.comparison)
     note = (
         f"On {name}: errors summed over the cells, settings of the other options that have both values with the same "
         "seeds. p and verdict are corrected for all of these comparisons (Holm), intervals are not."
     )
+    if not all(effect.rates for effect in found):
+        note += " Nothing to compare: no two points differ in that option alone."
     return section(
         "effects",
         "What each option is worth",
@@ -293,6 +297,10 @@ def _effects(found: Sequence[Effect], name: str) -> Html:
         element("p", note, class_="note"),
         [element("p", method, class_="note") for method in methods],
     )
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _series(study: Study) -> tuple[dict[Point, str], Html]:
@@ -351,7 +359,7 @@ def _figures(study: Study, name: str, counted: Mapping[str, Tables]) -> Html:
     ):
         curves: dict[str, list[figures.Curve]] = {}
         for entry in study.entries:
-            if metric in entry.curves:
+            if len(entry.curves.get(metric, [()])[0]) > 1:  # one value makes no curve
                 steps, values = _smooth(*entry.curves[metric])
                 curves.setdefault(series[entry.point], []).append((steps, [scale * value for value in values]))
         if curves:
@@ -449,12 +457,18 @@ def _origin(study: Study) -> Html:
     """The command, the commit, the machine: all that it takes to repeat it."""
     kept = ("commit", "python", "versions")
     seen = Counter(
-        tuple((k, str(e.results[k])) for k in kept if k in e.results) for e in study.entries if e.results is not None
+        tuple((k, _listed(e.results[k])) for k in kept if k in e.results)
+        for e in study.entries
+        if e.results is not None
     )
     facts = []
     for made, number in seen.items():
         text = "\n".join(f"{key}: {value}" for key, value in made)
-        facts.append(element("div", element("h3", f"{number} runs were made by"), element("pre", text)))
+        facts.append(
+            element(
+                "div", element("h3", f"{number} run{'s were' if number > 1 else ' was'} made by"), element("pre", text)
+            )
+        )
     listed = [
         element("tr", element("th", e.run.path.name, scope="row", class_="mono"), element("td", _badge(e.status)),
                 element("td", study.label(e.point), class_="mono"), element("td", e.seed, class_="number"),
@@ -472,3 +486,7 @@ def _origin(study: Study) -> Html:
         facts,
         element("details", element("summary", f"All {len(study.entries)} runs and the command of each"), runs),
     )
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
