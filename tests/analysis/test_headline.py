@@ -160,7 +160,7 @@ def test_replay_has_the_loads_and_runs_of_a_trace(trained_moe: Path, digits: Pat
         starts.add(tuple((looped == ids).all(1).nonzero().flatten().tolist()))
     assert set.intersection(*map(set, starts))  # one stretch, at all sites
     assert rows(config)[0].experts < 3  # neighbours visit the same ones, unlike those of a uniform draw
-    with pytest.raises(InputError, match=r"is of top 1 of 4 experts, and no load of top 2 of 8: trace a model that"):
+    with pytest.raises(InputError, match=r"top 1 of 4 experts.* trace a run with moe\.num_experts=8 moe\.top_k=2, or"):
         rows(replace(config, models=["u2pp_moe_1b"]))
 
 

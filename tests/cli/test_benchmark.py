@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from moe_asr.data.manifest import read_split
 
@@ -84,7 +85,7 @@ def test_models_against_each_other(cli: Cli, tmp_path: Path) -> None:
 
 def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
     cases = {
-        (): "kind is missing; see --help.",
+        (): "kind is missing; write: moe-asr benchmark rtf|profile|layer|decode|data [key=value...].",
         ("speed",): "kind=speed is not known. It is one of profile, layer, rtf, decode, data.",
         ("rtf", "models=[]"): "models is empty: write models=[u2pp_225m].",
         ("rtf", "chunks=[0]"): "chunks=[0] must be at least 1 frame, or null for whole utterances.",
@@ -94,6 +95,8 @@ def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
         ("rtf", "figure=x.jpeg"): "figure=x.jpeg must end in .svg, .png or .pdf.",
         ("layer", "threads=[2,1]"): "threads=[2, 1] are for `benchmark rtf`: write threads=[2].",
         ("rtf", "streams=[0]"): "streams=[0] must be at least 1 each: write streams=[1].",
+        ("layer", "device=cuda"): "device=cuda is for `benchmark rtf`: leave it out.",
+        ("rtf", "device=gpu"): "device=gpu is not known; write device=cpu or device=cuda.",
         ("rtf", "routing=replay"): "routing=replay and trace=FOLDER belong together; give both, or neither.",
         ("decode", "searches.beams=[]"): "searches.beams=[] must be at least 1.",
         ("decode", "searches.beams=[2,2]"): "searches.beams=[2, 2] names one twice.",
@@ -101,5 +104,8 @@ def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
         ("layer", "layer.rows=[]"): "layer.rows=[] must be counts of frames, as [1,16].",
         ("layer", "layer.correlation=1"): "layer.correlation=1.0 must be from 0 to below 1.",
     }
+    if not torch.cuda.is_available():
+        missing = "torch sees no GPU here; write device=cpu, or install torch's build for a GPU."
+        cases["rtf", "device=cuda"] = missing
     for words, sentence in cases.items():
         assert cli("benchmark", *words) == (2, "", f"moe-asr: {sentence}\n")

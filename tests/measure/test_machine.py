@@ -22,7 +22,7 @@ def test_the_peak_is_the_best_try_of_the_best_way(monkeypatch: pytest.MonkeyPatc
     """Each try is twice as fast as the one before, from half a second on."""
     monkeypatch.setattr(machine, "_products", lambda *_: [lambda: None, lambda: None])
     monkeypatch.setattr(
-        machine, "interleaved", lambda works, rounds: {w: [1.0, 0.5**i] for i, w in enumerate(works, 1)}
+        machine, "interleaved", lambda works, rounds, device: {w: [1.0, 0.5**i] for i, w in enumerate(works, 1)}
     )
     peaks = measure_peaks(quick=True)
     operations = 2 * 256 * 512 * 2048

@@ -7,11 +7,13 @@ from torch import nn
 from moe_asr.config.inference import ExpertBackend, InferencePrecision
 from moe_asr.errors import InputError
 from moe_asr.models import inference
-from moe_asr.models.inference import prepare
+from moe_asr.models.inference import halve, prepare
 from moe_asr.models.u2pp import parameter_counts
 from moe_asr.modules import fused, packed
 from moe_asr.modules.feed_forward import FeedForward, FusedFeedForward
+from moe_asr.modules.moe import experts as backends
 from moe_asr.modules.moe.experts import Experts, loop, sorted_rows
+from moe_asr.modules.moe.layer import MoEFeedForward
 from moe_asr.modules.packed import PackedLinear
 from moe_asr.modules.subsampling import ConvolutionalSubsampling, PackedSubsampling, pack_subsampling
 from moe_asr.tensors import Chunking
@@ -153,5 +155,60 @@ def test_backends_are_chosen_by_name_or_by_what_the_machine_can_do(make_model, m
     assert chosen() is sorted_rows
     with pytest.raises(InputError, match=r"precision=bf16 has no kernels on this machine"):
         chosen(bf16)
-    with pytest.raises(InputError, match=r"write device=cpu"):
-        prepare(make_model("dense").to("meta"), bf16)
+    with pytest.raises(InputError, match=r"precision=int8 is for CPUs: write device=cpu, or precision=bf16"):
+        prepare(make_model("dense").to("meta"), InferencePrecision.int8)
+    with pytest.raises(InputError, match=r"Packed weights are for CPUs: write device=cpu, or experts=auto"):
+        prepare(make_model("dense").to("meta"), bf16, ExpertBackend.packed)
+
+
+def test_on_a_gpu_bf16_rounds_the_weights_themselves(make_model, batch):
+    """Tried on the CPU, which can do the same."""
+    model = make_model("per_layer").float()
+    with torch.inference_mode():
+        expected = outputs(model, batch)
+    halve(model)
+    with torch.inference_mode():
+        found = outputs(model, batch)
+        stream = model.encoder.start(2, Chunking(4))
+        output, _ = model.encoder.step(batch.features[:2].float(), batch.feature_lengths[:2], stream, model.routers)
+    assert output.frames.dtype is torch.float32
+    for one, two in zip(found[:2], expected[:2], strict=True):
+        assert one.dtype is torch.float32
+        assert 1e-4 < (one - two).norm() / two.norm() < ERROR[InferencePrecision.bf16]
+    assert all(site.routing.logits.dtype is torch.float32 for site in found[2])
+    types = {name.rpartition(".")[0]: parameter.dtype for name, parameter in model.named_parameters()}
+    assert {types[name] for name in types if "routers" in name or "norm" in name} == {torch.float32}
+    halved = {"encoder.subsampling.conv2", "encoder.layers.0.attention.qkv", "ctc.output"}
+    halved |= {name for name, module in model.named_modules() if isinstance(module, Experts)}
+    assert {types[name] for name in halved} == {torch.bfloat16}
+    assert prepare(make_model("per_layer").to("meta"), InferencePrecision.bf16) is ExpertBackend.sorted
+
+
+def test_the_grouped_product_reads_nothing_on_the_host(monkeypatch):
+    """Tensors without contents: what would have to wait for a GPU fails on them."""
+    monkeypatch.setattr(backends, "_computed_in", lambda rows: torch.bfloat16)
+    experts = Experts(4, 16, 24, nn.functional.silu, 0.0).bfloat16().to("meta")
+    rows, ids = torch.randn(10, 16, device="meta"), torch.zeros(10, 2, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        found = backends.grouped(experts, rows, ids, rows[:, :2])
+        with pytest.raises(RuntimeError, match="bincount"):  # which counts the rows of each expert
+            sorted_rows(experts, rows, ids, rows[:, :2])
+    assert (found.shape, found.dtype) == ((10, 16), torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_no_expert_in_bf16_is_waited_for(make_model):
+    model = make_model("per_layer").float().cuda()
+    prepare(model, InferencePrecision.bf16)
+    layer = next(module for module in model.modules() if isinstance(module, MoEFeedForward))
+    site, x = model.routers.sites[0], torch.randn(2, 6, 16, device="cuda")
+    valid = torch.ones(2, 6, dtype=torch.bool, device="cuda")
+    with torch.inference_mode():
+        expected, _ = layer(x, valid, site, model.routers.get(site))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found, _ = layer(x, valid, site, model.routers.get(site))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert found.dtype is torch.float32
+    assert found.equal(expected)

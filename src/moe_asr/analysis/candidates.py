@@ -83,7 +83,7 @@ def candidate(
 
     def load() -> tuple[Recognizer, ExpertBackend, float, float]:
         begin = time.perf_counter()
-        recognizer = _trained(name, audio) if run else _untrained(name, config, audio)
+        recognizer = _trained(name, config, audio) if run else _untrained(name, config, audio)
         loaded = time.perf_counter()
         recognizer = _routed(recognizer, config, trace)
         if not run:
@@ -92,17 +92,17 @@ def candidate(
         backend = prepare(recognizer.model, precision, config.experts, release=True)
         return recognizer, backend, loaded - begin, time.perf_counter() - begun
 
-    (recognizer, backend, loading, preparing), resident, _ = growth(load)
+    (recognizer, backend, loading, preparing), resident, _ = growth(load, config.device)
     used = str(backend) if recognizer.model.routers.sites else None
     return Candidate(name, recognizer, run, used, loading, preparing, resident)
 
 
-def _trained(name: str, audio: Audio) -> Recognizer:
+def _trained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     run = load_checkpoint(name)
     require(run.config.features == audio.features, f"{name} hears other features than the first run: leave it out.")
     model = build(run.config, run.tokenizer)
     model.load_state_dict(run.weights)
-    return Recognizer.of(model, run.tokenizer, run.config)
+    return Recognizer.of(model, run.tokenizer, run.config, config.device)
 
 
 def _untrained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
@@ -114,14 +114,15 @@ def _untrained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     trained = TrainConfig(**shape, features=audio.features)
     tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *map(str, range(config.vocab_size - len(SPECIALS)))))
     torch.manual_seed(config.seed)
-    return Recognizer.of(build(trained, tokenizer), tokenizer, trained)
+    return Recognizer.of(build(trained, tokenizer), tokenizer, trained, config.device)
 
 
 @torch.no_grad()
 def _speaking(recognizer: Recognizer, audio: Audio, nonblank: float) -> None:
     """Normalises an untrained model for this audio, and lets it say something in as many frames as asked."""
     utterance, samples = next(iter(audio.samples.items()))
-    features, _ = recognizer.log_mel(samples.unsqueeze(0), torch.tensor([len(samples)]))
+    device = recognizer.device
+    features, _ = recognizer.log_mel(samples.unsqueeze(0).to(device), torch.tensor([len(samples)], device=device))
     recognizer.model.encoder.cmvn.set_cmvn(features.mean((0, 1)), 1 / features.std((0, 1)))
     make_speak(recognizer.model, recognizer.encode([samples], side=recognizer.side([utterance])), nonblank)
 
@@ -137,13 +138,17 @@ def _routed(recognizer: Recognizer, config: BenchmarkConfig, trace: Trace | None
     moe, kind = recognizer.config.moe, (trace.card["top_k"], trace.card["num_experts"])
     require(
         kind == (moe.top_k, moe.num_experts),
-        f"trace={config.trace} is of top {kind[0]} of {kind[1]} experts, and no load of top {moe.top_k} of "
-        f"{moe.num_experts}: trace a model that has as many.",
+        f"trace={config.trace} is of top {kind[0]} of {kind[1]} experts, which tells nothing about the loads of top "
+        f"{moe.top_k} of {moe.num_experts}: trace a run with moe.num_experts={moe.num_experts} moe.top_k={moe.top_k}, "
+        "or write routing=balanced without a trace.",
     )
     likest = counterparts(own, trace.sites)
     return replace(
         recognizer,
-        routers={site: Forced(router, stretch(trace, likest[site], config.seed)) for site, router in own.items()},
+        routers={
+            site: Forced(router, stretch(trace, likest[site], config.seed, recognizer.device))
+            for site, router in own.items()
+        },
     )
 
 
@@ -164,10 +169,10 @@ def counterparts(sites: Iterable[MoESite], traced: Iterable[str]) -> dict[MoESit
     return {site: known[min(known, key=lambda other: unlike(site, other))] for site in own}
 
 
-def stretch(trace: Trace, site: str, seed: int) -> Callable[[Routing, MoESite, Side], Tensor]:
+def stretch(trace: Trace, site: str, seed: int, device: torch.device) -> Callable[[Routing, MoESite, Side], Tensor]:
     """The experts of consecutive positions of a trace, from one that utterance and seed choose: all sites of a stack
     begin at the same, so that loads, run lengths and what goes with what are those of the trace. It has no end."""
-    ids = torch.from_numpy(trace.sites[site].ids).long()
+    ids = torch.from_numpy(trace.sites[site].ids).long().to(device)
     shift = key_seed("stretch", seed)
 
     def choose(routing: Routing, _: MoESite, side: Side) -> Tensor:

@@ -25,7 +25,7 @@ from moe_asr.measure.need import limit, needs
 from moe_asr.measure.normalize import normalizer
 from moe_asr.measure.results import Scored, test_set_result
 from moe_asr.measure.rtf import TimedBatch, timed
-from moe_asr.measure.timing import Spread, spread
+from moe_asr.measure.timing import Spread, by_cpu, spread
 from moe_asr.models.u2pp import parameter_counts
 from moe_asr.modules.subsampling import FACTOR
 from moe_asr.runs.recognizer import Recognizer
@@ -71,7 +71,7 @@ class Row:
     together: int
     """Utterances of a batch, or streams."""
     rtf: Spread
-    """By CPU time with one thread, else by wall time."""
+    """By CPU time with one thread of a CPU, else by wall time."""
     wall_rtf: Spread
     cpu_rtf: Spread
     ratio: float
@@ -163,7 +163,7 @@ def _rows(
                 if turn:
                     heard[number][i].append(work())
                 else:
-                    used[number][i] = growth(work)[2]
+                    used[number][i] = growth(work, models[i].recognizer.device)[2]
         if not turn:
             supplies = [cycle(audio.samples.items()) for _ in every]
     rows = []
@@ -213,7 +213,7 @@ def _row(
     wall, cpu = (
         [getattr(h.time, f"{clock}_seconds") / h.time.audio_seconds for h in heard] for clock in ("wall", "cpu")
     )
-    alone = way.threads == 1
+    alone = by_cpu(recognizer.device)
     rtf = spread(cpu if alone else wall)
     first = [(h.time.cpu_seconds if alone else h.time.wall_seconds) / h.time.audio_seconds for h in base]
     experts = _visited(recognizer, decode, heard[0].utterances)

@@ -28,22 +28,25 @@ def run(config: BenchmarkConfig) -> None:
     from moe_asr.errors import InputError
     from moe_asr.measure.machine import measure_peaks
     from moe_asr.measure.rtf import machine
+    from moe_asr.measure.timing import by_cpu
     from moe_asr.runs.directory import environment, write_json
     from moe_asr.runs.process import keep_freed_memory
+    from moe_asr.runs.recognizer import find_device
 
     for name in ("out", "figure"):
         folder = Path(getattr(config, name) or "x").parent
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder; choose another place with {name}=FILE.")
     config = quickened(config) if config.quick else config
+    device = find_device(config.device)
     keep_freed_memory()
-    print(f"{machine()}; {config.rounds} rounds")
+    print(f"{machine(device)}; {config.rounds} rounds")
     peaks = {}
     for threads in config.threads:
         torch.set_num_threads(threads)
-        peaks[threads] = found = measure_peaks(config.quick)
+        peaks[threads] = found = measure_peaks(config.quick, device)
         print(
-            f"{threads} threads: {'CPU' if threads == 1 else 'wall'} time, median and quartiles; measured peaks: "
+            f"{threads} threads: {'CPU' if by_cpu(device) else 'wall'} time, median and quartiles; measured peaks: "
             f"fp32 {found.fp32 / 1e9:.0f}, bf16 {found.bf16 / 1e9:.0f} GFLOP/s, int8 {found.int8 / 1e9:.0f} GOP/s, "
             f"memory {found.read / 1e9:.1f} GB/s"
         )
@@ -51,7 +54,7 @@ def run(config: BenchmarkConfig) -> None:
     results = _results(config, peaks)
     if config.out:
         speeds = {str(threads): asdict(found) for threads, found in peaks.items()}
-        receipt = {"kind": config.kind.value, "machine": machine(), "peaks": speeds}
+        receipt = {"kind": config.kind.value, "machine": machine(device), "peaks": speeds}
         options = to_plain(replace(config, out=None))
         write_json(Path(config.out), {**receipt, **results, **environment(), "config": options})
     if config.figure:

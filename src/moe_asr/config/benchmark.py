@@ -78,6 +78,8 @@ class BenchmarkConfig:
     kind: Kind = MISSING
     """profile: where the time of a model goes; layer: the backends of a MoE layer; rtf: models against each other;
     decode: the searches; data: what training reads."""
+    device: str = "cpu"
+    """rtf: or cuda, with precisions fp32 and bf16; times are then of the wall until the GPU is done, memory is its."""
     threads: list[int] = field(default_factory=lambda: [1])
     """With 1, CPU time is measured, else wall time; several for rtf only."""
     rounds: int = 9
@@ -134,6 +136,9 @@ class BenchmarkConfig:
         require(
             self.kind == Kind.rtf or len(self.threads) == 1,
             f"threads={self.threads} are for `benchmark rtf`: write threads=[{self.threads[0]}].",
+        )
+        require(
+            self.device == "cpu" or self.kind == Kind.rtf, f"device={self.device} is for `benchmark rtf`: leave it out."
         )
         require(
             self.figure is None or self.kind == Kind.rtf, "figure=FILE is drawn by `benchmark rtf` only: leave it out."

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 
 from moe_asr.measure.timing import interleaved
 
-SHAPES = ((256, 512, 2048), (384, 640, 2560), (384, 1024, 4096), (1024, 1024, 1024))
+SHAPES: tuple[tuple[int, int, int], ...] = ((256, 512, 2048), (384, 640, 2560), (384, 1024, 4096), (1024, 1024, 1024))
 """Rows, inputs and outputs of the matrix products that are tried."""
 READ_BYTES = 2**28
+GPU_SHAPES, GPU_READ_BYTES = ((4096, 4096, 4096), (8192, 8192, 8192)), 2**32
+"""Large enough that starting the work takes no time beside it."""
 PRECISIONS = {"fp32": 4, "bf16": 2, "int8": 1}
 """Bytes of a weight."""
 T = TypeVar("T")
@@ -41,32 +43,36 @@ class Peaks:
 
 
 @torch.inference_mode()
-def measure_peaks(quick: bool = False) -> Peaks:
+def measure_peaks(quick: bool = False, device: str | torch.device = "cpu") -> Peaks:
     """The best of short tries, taken in turns: some 5 s; with `quick` an instant, and less exact."""
-    rounds, shapes, read_bytes = (2, SHAPES[:1], READ_BYTES // 4) if quick else (12, SHAPES, READ_BYTES)
+    gpu = torch.device(device).type != "cpu"
+    shapes, read_bytes = (GPU_SHAPES, GPU_READ_BYTES) if gpu else (SHAPES, READ_BYTES)
+    rounds, shapes, read_bytes = (2, SHAPES[:1], READ_BYTES // 4) if quick else (12, shapes, read_bytes)
     products = {
         (precision, shape, kind): work
         for precision in PRECISIONS
         for shape in shapes
-        for kind, work in enumerate(_products(precision, *shape))
+        for kind, work in enumerate(_products(precision, *shape, device))
     }
     speeds: dict[str, float] = dict.fromkeys(PRECISIONS, 0.0)
-    for (precision, shape, _), times in interleaved(products, rounds).items():
+    for (precision, shape, _), times in interleaved(products, rounds, device).items():
         speeds[precision] = max(speeds[precision], 2 * prod(shape) / min(times))
-    memory = torch.ones(read_bytes // 4)
-    reads = interleaved({"amax": memory.amax, "sum": memory.sum}, rounds)
+    memory = torch.ones(read_bytes // 4, device=device)
+    reads = interleaved({"amax": memory.amax, "sum": memory.sum}, rounds, device)
     return Peaks(**speeds, read=memory.nbytes / min(map(min, reads.values())))
 
 
-def _products(precision: str, rows: int, inputs: int, outputs: int) -> list[Callable[[], object]]:
+def _products(
+    precision: str, rows: int, inputs: int, outputs: int, device: str | torch.device = "cpu"
+) -> list[Callable[[], object]]:
     """Ways to multiply (rows, inputs) by (inputs, outputs): as it is, or by oneDNN with weights laid out for it."""
-    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
+    x, weight = torch.randn(rows, inputs, device=device), torch.randn(outputs, inputs, device=device)
     if precision == "int8":
         x8, weight8 = (tensor.mul(30).clamp(-127, 127).to(torch.int8) for tensor in (x, weight))
         return [lambda: torch._int_mm(x8, weight8.mT)]
     if precision == "bf16":
         x, weight = x.bfloat16(), weight.bfloat16()
-    if not torch.backends.mkldnn.is_available():
+    if not (x.is_cpu and torch.backends.mkldnn.is_available()):
         return [lambda: F.linear(x, weight)]
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return [
@@ -75,11 +81,20 @@ def _products(precision: str, rows: int, inputs: int, outputs: int) -> list[Call
     ]
 
 
-def growth(work: Callable[[], T]) -> tuple[T, int, int]:
+def growth(work: Callable[[], T], device: str | torch.device = "cpu") -> tuple[T, int, int]:
     """The result of `work`, and by how many bytes this process is larger after it, and was at most during it.
 
-    0 where the system is not Linux.
+    Its memory on the device, if that is a GPU. 0 where the system is not Linux.
     """
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = work()
+        return (
+            result,
+            torch.cuda.memory_allocated(device) - before,
+            torch.cuda.max_memory_allocated(device) - before,
+        )
     if not sys.platform.startswith("linux"):
         return work(), 0, 0
     before = _resident("VmRSS")

@@ -122,7 +122,7 @@ def make_speak(model: AsrModel, encoded: EncoderOutput, nonblank: float) -> None
     for parameter in model.ctc.output.parameters():
         parameter.mul_(SHARPNESS)
     logits, blank = model.ctc.output(encoded.frames), model.ctc.blank
-    rival = logits.index_fill(-1, torch.tensor(blank), -torch.inf).amax(-1)
+    rival = logits.index_fill(-1, torch.tensor(blank, device=logits.device), -torch.inf).amax(-1)
     model.ctc.output.bias[blank] += (rival - logits[..., blank]).quantile(1 - nonblank)
 
 

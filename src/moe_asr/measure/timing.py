@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy
 import torch
 
+from moe_asr.measure.rtf import synchronize
+
 Name = TypeVar("Name")
 
 
@@ -25,18 +27,26 @@ def spread(seconds: Sequence[float]) -> Spread:
     return Spread(float(median), float(first), float(third))
 
 
-def clock() -> float:
-    """CPU seconds of this process with one thread: other programs disturb them least. Wall seconds with several."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+def by_cpu(device: str | torch.device = "cpu") -> bool:
+    """Whether CPU seconds are told, as with one thread, since other programs disturb them least; else wall seconds."""
+    return torch.device(device).type == "cpu" and torch.get_num_threads() == 1
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begin = clock()
+def clock(device: str | torch.device = "cpu") -> float:
+    """Seconds of this process or of the wall, by `by_cpu`; once a GPU has done what was asked of it."""
+    synchronize(device)
+    return time.process_time() if by_cpu(device) else time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: str | torch.device = "cpu") -> float:
+    begin = clock(device)
     work()
-    return clock() - begin
+    return clock(device) - begin
 
 
-def interleaved(works: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
+def interleaved(
+    works: Mapping[Name, Callable[[], object]], rounds: int, device: str | torch.device = "cpu"
+) -> dict[Name, list[float]]:
     """Seconds of each work in every round; all have their turn in each, after one round that does not count."""
     for work in works.values():
         work()
@@ -44,5 +54,5 @@ def interleaved(works: Mapping[Name, Callable[[], object]], rounds: int) -> dict
     for i in range(rounds):
         # Back and forth, so that none always follows the same other one.
         for name in list(works)[:: 1 if i % 2 == 0 else -1]:
-            times[name].append(seconds(works[name]))
+            times[name].append(seconds(works[name], device))
     return times

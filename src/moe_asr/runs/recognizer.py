@@ -75,12 +75,7 @@ class Recognizer:
 
     @staticmethod
     def of(model: AsrModel, tokenizer: Tokenizer, config: TrainConfig, device: str = "cpu") -> "Recognizer":
-        try:
-            target = torch.device(device)
-        except RuntimeError as error:
-            raise InputError(f"device={device} is not known; write device=cpu or device=cuda.") from error
-        if target.type == "cuda" and not torch.cuda.is_available():
-            raise InputError("torch sees no GPU here; write device=cpu, or install torch's build for a GPU.")
+        target = find_device(device)
         log_mel = LogMel(config.features).to(target)
         return Recognizer(model.to(target).eval(), tokenizer, config, log_mel, target, model.routers)
 
@@ -208,6 +203,17 @@ class Recognizer:
         For forced routing, which goes by names, see `Streams`.
         """
         return Streams(self, replace(decode or self.config.decode, chunk=chunk, left=left), [""] * count)
+
+
+def find_device(name: str) -> torch.device:
+    """Raises InputError for one that is not known, or not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name} is not known; write device=cpu or device=cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch sees no GPU here; write device=cpu, or install torch's build for a GPU.")
+    return device
 
 
 def utterance_key(name: str) -> int:
