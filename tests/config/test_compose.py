@@ -242,7 +242,12 @@ def test_every_option_can_be_overridden(command: str) -> None:
         (["optim.betas=0.9"], "optim.betas is a list: write optim.betas=[...]."),
         (["seed"], "'seed' is not of the form key=value."),
         (["seed=1,2"], "seed=1,2 is a grid: add -m to run all of it, or write seed=[1,2] for a list."),
-        (["data.test=[seen"], "data.test=[seen cannot be read: no viable alternative at input '[seen'."),
+        (["runs=ü,ö"], "runs='ü','ö' is a grid: add -m to run all of it, or write runs=['ü','ö'] for a list."),
+        (
+            ["data.test=[seen"],
+            "data.test=[seen cannot be read: close its brackets, "
+            "or write it in quotes within quotes, \"data.test='...'\".",
+        ),
         (["trainer.epochs=0"], "trainer.epochs=0 must be at least 1."),
     ],
 )
@@ -250,6 +255,13 @@ def test_what_is_wrong_is_said_in_one_sentence_with_the_closest_right_word(overr
     with pytest.raises(InputError) as refused:
         train_config(*overrides)
     assert str(refused.value) == sentence
+
+
+def test_any_letter_may_stand_in_a_text_alone_or_in_a_list() -> None:
+    words = ["runs=~/läufe = mit Leer", "data.test=[北京, 上 海,'b,c',d]", "launcher.options={a: ü, b: 1}"]
+    config = train_config(*words)
+    assert (config.runs, config.data.test) == ("~/läufe = mit Leer", ["北京", "上 海", "b,c", "d"])
+    assert config.launcher.options == {"a": "ü", "b": 1}
 
 
 def test_contradictions_are_found_across_groups_and_overrides() -> None:

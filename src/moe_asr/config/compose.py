@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import enum
 import operator
+import re
 import typing
 from collections.abc import Iterator
 from functools import reduce
@@ -65,6 +66,17 @@ def groups_of(schema: type) -> dict[str, list[str]]:
     return {name: known[name] for name in known if name in nodes or (name == "experiment" and "trainer" in nodes)}
 
 
+def spelt(value: str) -> str:
+    """The value as Hydra can read it: texts with letters that its grammar lacks, such as ü, 北, ~ or =, in quotes."""
+    ends = r"\[\]{},:" if "{" in value else r"\[\],"  # of a text in a list or dictionary
+    lacking = r"[^\x00-\x7f]|[#~&;!^<>`=]"
+
+    def quoted(text: re.Match[str]) -> str:
+        return f"'{text[0].strip()}'" if text[0][0] not in "'\"" and re.search(lacking, text[0]) else text[0]
+
+    return re.sub(rf"""'[^']*'|"[^"]*"|[^{ends}'"]+""", quoted, value)
+
+
 def checked(override: str, schema: type) -> str:
     """The override as Hydra wants it; refuses one whose key or group option does not exist."""
     key, equals, value = override.lstrip("+~").partition("=")
@@ -82,6 +94,7 @@ def checked(override: str, schema: type) -> str:
     free_form = any(f"{key}.".startswith(f"{k}.") for k in keys if typing.get_origin(_hint(schema, k)) is dict)
     if key not in keys and not free_form and not key.startswith("hydra"):
         raise InputError(f"There is no option {key}{closest(key, [*keys, *known])}")
+    override = override.partition("=")[0] + equals + spelt(value)
     return f"++{override.lstrip('+')}" if free_form and equals else override  # only ++ adds keys to a dictionary
 
 
@@ -115,9 +128,10 @@ def explain(error: Exception, schema: type) -> str:
     if ("not in" in text and "Key" in text) or (key and key not in keys):
         return f"There is no option {key}{closest(key, keys)}"
     if override := getattr(cause, "override", None):  # its grammar
-        return f"{override} cannot be read: {text}."
+        quoted = f"{override.partition('=')[0]}='...'"
+        return f'{override} cannot be read: close its brackets, or write it in quotes within quotes, "{quoted}".'
     if text.startswith("Ambiguous value"):
-        grid = text.split("'")[1]
+        grid = text.partition("'")[2].rpartition("'")[0]
         return f"{grid} is a grid: add -m to run all of it, or write {grid.replace('=', '=[', 1)}] for a list."
     if "ListConfig, list or tuple" in text:
         return f"{key} is a list: write {key}=[...]."
