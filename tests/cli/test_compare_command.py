@@ -91,7 +91,7 @@ def test_domains_of_a_suite_have_means(cli: Cli, runs: list[Path], tmp_path: Pat
     code, out, err = cli("compare", *runs, "power=20", f"out={tmp_path}/found.json")
     assert (code, err) == (0, "")
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
-    means = [f"domains{suffix}, {mean}" for suffix in ("", "_c16") for mean in ("mean", "geometric mean")]
+    means = [f"{mean} of domains{suffix}" for suffix in ("", "_c16") for mean in ("mean", "geometric mean")]
     assert [row["set"] for row in rows] == ["noise", "noise_c16", "clean", "clean_c16", *means]
     noise, clean, plain, geometric = (rows[i] for i in (0, 2, 4, 5))
     assert (plain["domains"], plain["utterances"]) == (["noise", "clean"], noise["utterances"] + clean["utterances"])

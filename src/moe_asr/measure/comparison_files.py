@@ -185,7 +185,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         for mean in Mean:
             for i, pair in enumerate(pairs):
                 of = {name: faced[name, i] for name in domains}
-                rows.append(_compared_suite(question, pair, f"domains{suffix}, {mean}", of, mean))
+                rows.append(_compared_suite(question, pair, f"{mean} of domains{suffix}", of, mean))
     for key, target in (("p", "p_holm"), ("mapsswe_p", "mapsswe_p_holm")):
         for row, p in zip(rows, holm([row.get(key) for row in rows]), strict=True):
             row[target] = p
