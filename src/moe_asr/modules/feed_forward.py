@@ -62,10 +62,7 @@ def fuse_feed_forward(module: FeedForward, precision: InferencePrecision, releas
     if release:
         give_up(linear_in.weight, linear_out.weight)
 
-    def packed(rows: Tensor) -> Tensor:
-        only, whole = rows.new_zeros(len(rows), 1, dtype=torch.long), rows.new_ones(len(rows), 1)
-        return fused.experts(maps_in, maps_out, rows, only, whole)
-
     module.__class__ = FusedFeedForward
     assert isinstance(module, FusedFeedForward)
-    module.packed, module.packed_from = packed, identity_of(module)
+    module.packed = lambda rows: fused.experts(maps_in, maps_out, rows)
+    module.packed_from = identity_of(module)

@@ -164,6 +164,9 @@ namespace {
 long padded(long n) { return (n + PANEL - 1) / PANEL * PANEL; }
 long words(const Maps& maps) { return maps.inputs >> maps.precision; }
 long stride(const Maps& maps) { return words(maps) + LINE; }
+const int32_t* weights_of(const Maps& maps, long index) {
+  return maps.weights + index * padded(maps.outputs) * words(maps);
+}
 
 // (n,) -> words; the rest up to maps.inputs is 0. Returns the size of an int8 step.
 float convert(const Maps& maps, const float* x, long n, int32_t* out) {
@@ -223,10 +226,11 @@ void put(float* out, Floats y, long valid, bool add) {
     for (long i = 0; i < valid; i++) out[i] = add ? out[i] + y[i] : y[i];
 }
 
-// Map `index` of `maps` on rows of words; each thread of the team computes some of the panels.
-void multiply(const Maps& maps, long index, long rows, const int32_t* x, const float* steps, Target target) {
+// Map `index` of `maps` on rows of words; each thread of the team computes some of the panels. then: what is read next.
+void multiply(const Maps& maps, long index, long rows, const int32_t* x, const float* steps, Target target,
+              const int32_t* then = nullptr) {
   long panels = padded(maps.outputs) / PANEL, n_words = words(maps), count = (rows + ROWS - 1) / ROWS;
-  const int32_t* weights = maps.weights + index * panels * PANEL * n_words;
+  const int32_t* weights = weights_of(maps, index);
   auto kernel = maps.precision == FP32 ? blocks<Fp32> : maps.precision == BF16 ? blocks<Bf16> : blocks<Int8>;
 #pragma omp for schedule(static)
   for (long panel = 0; panel < panels; panel++) {
@@ -242,8 +246,9 @@ void multiply(const Maps& maps, long index, long rows, const int32_t* x, const f
       for (long b = 0; b < count; b++) {
         long first = rows * b / count, size = rows * (b + 1) / count - first;
         // The first two blocks fetch a line per word each, or one block two: what follows in memory, whole.
+        const int32_t* next = then && panel == panels - 1 && k + length == n_words ? then : w + length * PANEL;
         kernel(size, x + first * stride(maps) + k, stride(maps), w, PANEL, length, sums + 2 * first,
-               b < 2 ? w + (2 + b) * length * LANES : w, count == 1 ? 2 : 1);
+               b < 2 ? next + b * length * LANES : w, count == 1 ? 2 : 1);
       }
     }
     for (long m = 0; m < rows; m++) {
@@ -498,22 +503,24 @@ void route(const float* x, const float* weight, const uint8_t* valid, float* log
 }
 
 // x (rows, width), expert ids and weights (rows, top_k) -> y (rows, width), which holds zeros before; id -1 is nothing.
+// Without ids and weights all rows visit expert 0.
 // Experts are pairs of maps; a hidden width that is no multiple of PANEL is filled up by inputs of `out` whose weights are 0.
 void experts(const Maps* in, const Maps* out, long count, const float* x, const int64_t* ids, const float* weights,
              float* y, long rows, long top_k, int threads) {
   long width = out->outputs, hidden = out->inputs, most = std::min(tile_rows(*in), tile_rows(*out));
   std::vector<long> begin(count + 1), row(rows * top_k);
   std::vector<float> share(rows * top_k), steps(most);
-  auto real = [&](long i) { return ids[i] >= 0 && ids[i] < count; };
+  auto id = [&](long i) { return ids ? ids[i] : 0; };
+  auto real = [&](long i) { return id(i) >= 0 && id(i) < count; };
   for (long i = 0; i < rows * top_k; i++)
-    if (real(i)) begin[ids[i] + 1]++;
+    if (real(i)) begin[id(i) + 1]++;
   for (long e = 0; e < count; e++) begin[e + 1] += begin[e];
   std::vector<long> next(begin);
   for (long i = 0; i < rows * top_k; i++)
     if (real(i)) {
-      long place = next[ids[i]]++;
+      long place = next[id(i)]++;
       row[place] = i / top_k;
-      share[place] = weights[i];
+      share[place] = weights ? weights[i] : 1.0f;
     }
   int32_t* gathered = inputs.of(most * stride(*in));
   long hidden_stride = hidden + LINE;
@@ -522,20 +529,24 @@ void experts(const Maps* in, const Maps* out, long count, const float* x, const 
   int32_t* converted = same ? reinterpret_cast<int32_t*>(between) : words_of_activations.of(most * stride(*out));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   for (long e = 0; e < count; e++) {
-    long tiles = (begin[e + 1] - begin[e] + most - 1) / most;
+    long tiles = (begin[e + 1] - begin[e] + most - 1) / most, following = e + 1;
+    while (following < count && begin[following + 1] == begin[following]) following++;
+    following %= count;
     for (long tile = 0; tile < tiles; tile++) {
       long all = begin[e + 1] - begin[e];
       long first = begin[e] + all * tile / tiles, size = begin[e] + all * (tile + 1) / tiles - first;
 #pragma omp for schedule(static)
       for (long m = 0; m < size; m++)
         steps[m] = convert(*in, x + row[first + m] * width, width, gathered + m * stride(*in));
-      multiply(*in, e, size, gathered, steps.data(), {between, hidden_stride, hidden, nullptr, nullptr});
+      multiply(*in, e, size, gathered, steps.data(), {between, hidden_stride, hidden, nullptr, nullptr},
+               weights_of(*out, e));
       if (!same) {
 #pragma omp for schedule(static)
         for (long m = 0; m < size; m++)
           steps[m] = convert(*out, between + m * hidden_stride, in->outputs, converted + m * stride(*out));
       }
-      multiply(*out, e, size, converted, steps.data(), {y, width, width, &row[first], &share[first]});
+      multiply(*out, e, size, converted, steps.data(), {y, width, width, &row[first], &share[first]},
+               weights_of(*in, tile + 1 < tiles ? e : following));
     }
   }
 }

@@ -159,12 +159,17 @@ def linear(maps: Maps, x: Tensor) -> Tensor:
     return y.to(x.dtype)
 
 
-def experts(maps_in: Maps, maps_out: Maps, rows: Tensor, expert_ids: Tensor, weights: Tensor) -> Tensor:
-    """What `Experts.forward` returns, for experts that compute maps_in, then maps_out."""
-    x, expert_ids, weights = rows.float().contiguous(), expert_ids.contiguous(), weights.float().contiguous()
-    y, (size, top_k) = torch.zeros_like(x), expert_ids.shape
-    pointers = (tensor.data_ptr() for tensor in (x, expert_ids, weights, y))
-    _kernel().experts(maps_in, maps_out, len(maps_in.tensors[0]), *pointers, size, top_k, torch.get_num_threads())
+def experts(
+    maps_in: Maps, maps_out: Maps, rows: Tensor, expert_ids: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """What `Experts.forward` returns, for experts that compute maps_in, then maps_out; without ids, of the first."""
+    x, top_k = rows.float().contiguous(), 1
+    y, chosen = torch.zeros_like(x), (None, None)
+    if expert_ids is not None and weights is not None:
+        expert_ids, weights, top_k = expert_ids.contiguous(), weights.float().contiguous(), expert_ids.shape[1]
+        chosen = expert_ids.data_ptr(), weights.data_ptr()
+    pointers = x.data_ptr(), *chosen, y.data_ptr()
+    _kernel().experts(maps_in, maps_out, len(maps_in.tensors[0]), *pointers, len(x), top_k, torch.get_num_threads())
     return y.to(rows.dtype)
 
 

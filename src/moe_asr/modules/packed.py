@@ -112,8 +112,13 @@ def identity(parameters: Iterable[Tensor | None]) -> Identity:
 
 def identity_of(module: nn.Module) -> Identity:
     """Of all that a module and its children hold."""
-    held = [module, *module.children()]
-    return identity(tensor for m in held for kind in (m._parameters, m._buffers) for tensor in kind.values())
+    found: Identity = []
+    for part in (module, *module._modules.values()):
+        if part is not None:
+            found += identity(part._parameters.values())
+            if part._buffers:
+                found += identity(part._buffers.values())
+    return found
 
 
 def bucket(rows: int) -> int:
