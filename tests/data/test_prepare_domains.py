@@ -95,7 +95,10 @@ def test_every_accent_says_every_sound_of_its_own(suite: Path) -> None:
 
 
 def test_real_digits_become_an_eleventh_domain(tmp_path: Path, real: Path) -> None:
-    folder = prepare(options(tmp_path / "with_real", fsdd=str(real), utterances=30, voices=1)).folder
+    made = prepare(options(tmp_path / "with_real", fsdd=str(real), utterances=30, voices=1))
+    assert "accents 30 (0." in str(made)  # no row of the suite is left out
+    assert "fsdd 30 (0." in str(made)
+    folder = made.folder
     cuts = read_split(folder, "fsdd")
     speakers = [describe(cut).speaker for cut in cuts]
     assert len(cuts) == 30

@@ -33,12 +33,12 @@ class Summary:
     def __str__(self) -> str:
         """One line for the user."""
         sizes = [f"{name} {s.utterances} ({s.hours:.2f} h)" for name, s in self.card.splits.items()]
-        shown = ", ".join(sizes[:8]) + (f", ... ({len(sizes)} splits)" if len(sizes) > 8 else "")
+        shown = ", ".join(sizes[:11]) + (f", ... ({len(sizes)} splits)" if len(sizes) > 11 else "")
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.card.left_out.items())
         count = sum(self.card.left_out.values())
         left_out = f"left out {count} ({reasons}: problems.jsonl)" if count else "all usable"
         place = f"{self.folder}{'' if self.made else ' (already prepared)'}"
-        return "; ".join([f"{place}: {shown}", left_out, *self.card.notes])
+        return "; ".join([f"{place}: {shown}", left_out, *(note.rstrip(".") for note in self.card.notes)])
 
 
 Read = Callable[[PrepareConfig, Audit, Path], Mapping[str, Iterable[Cut]]]
