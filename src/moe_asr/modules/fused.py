@@ -164,7 +164,8 @@ def experts(
 ) -> Tensor:
     """What `Experts.forward` returns, for experts that compute maps_in, then maps_out; without ids, of the first."""
     x, top_k = rows.float().contiguous(), 1
-    y, chosen = torch.zeros_like(x), (None, None)
+    y = torch.zeros_like(x)
+    chosen: tuple[int | None, int | None] = (None, None)
     if expert_ids is not None and weights is not None:
         expert_ids, weights, top_k = expert_ids.contiguous(), weights.float().contiguous(), expert_ids.shape[1]
         chosen = expert_ids.data_ptr(), weights.data_ptr()
