@@ -218,7 +218,7 @@ class Encoder(nn.Module):
         output = EncoderOutput(
             torch.cat([o.frames for o in outputs], 1),
             torch.stack([o.frame_lengths for o in outputs]).sum(0),
-            concatenate([o.routing for o in outputs[1:]]),
+            outputs[1].routing if len(outputs) == 2 else concatenate([o.routing for o in outputs[1:]]),
         )
         layers = state.layers
         if bool(finish.any()):  # cached keys of the former stream have negative positions from now on: masked

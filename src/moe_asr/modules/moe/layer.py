@@ -43,11 +43,11 @@ class MoEFeedForward(nn.Module):
             raise ValueError(f"{site} is a Mixture-of-Experts layer and needs a router: pass the model's routers.")
         routing = router(x, valid, site, side)
         rows, ids, weights = x.flatten(0, 1), routing.expert_ids.flatten(0, 1), routing.weights.flatten(0, 1)
-        routed = (
-            bank(rows, ids if self.uniform else places[ids], weights)
-            for bank, places in zip(self.banks, self.places, strict=True)
-        )
-        y = reduce(torch.add, routed).view_as(x)
+        if self.uniform:
+            y = self.banks[0](rows, ids, weights).view_as(x)
+        else:
+            routed = (bank(rows, places[ids], weights) for bank, places in zip(self.banks, self.places, strict=True))
+            y = reduce(torch.add, routed).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, valid, site, None, side)[0].masked_fill(~valid.unsqueeze(-1), 0.0)
         return y, routing
