@@ -241,8 +241,10 @@ def test_every_option_can_be_overridden(command: str) -> None:
         (["decode.chunks=[a]"], "decode.chunks=a is not a whole number."),
         (["optim.betas=0.9"], "optim.betas is a list: write optim.betas=[...]."),
         (["seed"], "'seed' is not of the form key=value."),
-        (["seed=1,2"], "seed=1,2 is a grid: add -m to run all of it, or write seed=[1,2] for a list."),
-        (["runs=ü,ö"], "runs='ü','ö' is a grid: add -m to run all of it, or write runs=['ü','ö'] for a list."),
+        (
+            ["runs=ü,ö"],
+            "runs=ü,ö is a grid: add -m to run all of it, or write runs=[ü,ö] for a list or \"runs='ü,ö'\" for a text.",
+        ),
         (
             ["data.test=[seen"],
             "data.test=[seen cannot be read: close its brackets, "

@@ -26,6 +26,7 @@ from moe_asr.runs.directory import (
     link,
     only_process,
     open_run,
+    read_results,
     write_atomically,
     write_json,
 )
@@ -70,6 +71,14 @@ def test_the_hash_is_that_of_values_not_of_their_order() -> None:
     before = copy.deepcopy(PLAIN)
     config_hash(PLAIN)
     assert before == PLAIN
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path))
+    assert read_results(run) is None
+    run.results.write_text('{"dev":')
+    with pytest.raises(InputError, match=r"results\.json is damaged: remove it"):
+        read_results(run)
 
 
 def test_the_same_configuration_finds_its_directory_again(tmp_path: Path) -> None:

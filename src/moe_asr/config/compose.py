@@ -131,8 +131,10 @@ def explain(error: Exception, schema: type) -> str:
         quoted = f"{override.partition('=')[0]}='...'"
         return f'{override} cannot be read: close its brackets, or write it in quotes within quotes, "{quoted}".'
     if text.startswith("Ambiguous value"):
-        grid = text.partition("'")[2].rpartition("'")[0]
-        return f"{grid} is a grid: add -m to run all of it, or write {grid.replace('=', '=[', 1)}] for a list."
+        grid = text.partition("'")[2].replace("'", "")
+        key, _, values = grid.partition("=")
+        other = f"{key}=[{values}] for a list or \"{key}='{values}'\" for a text"
+        return f"{grid} is a grid: add -m to run all of it, or write {other}."
     if "ListConfig, list or tuple" in text:
         return f"{key} is a list: write {key}=[...]."
     if key in keys:

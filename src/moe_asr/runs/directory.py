@@ -120,8 +120,11 @@ def open_run(config: dict[str, Any]) -> RunDirectory:
 
 
 def read_results(run: RunDirectory) -> dict[str, Any] | None:
-    """The results of a finished run; None while it is not finished."""
-    return json.loads(run.results.read_text(encoding="utf8")) if run.results.exists() else None
+    """The results of a finished run; None while it is not finished. Raises InputError for a file that is damaged."""
+    try:
+        return json.loads(run.results.read_text(encoding="utf8")) if run.results.exists() else None
+    except ValueError as error:
+        raise InputError(f"{run.results} is damaged: remove it, and the training command writes it anew.") from error
 
 
 TRAINER, SUPERVISOR = ".lock", ".job"
