@@ -14,8 +14,10 @@ import pytest
 from moe_asr.cli import main as door
 from moe_asr.cli.main import COMMANDS, split_words
 from moe_asr.cli.prepare import complete
-from moe_asr.config.compose import option_help
+from moe_asr.config.compose import compose_config, option_help, to_plain
+from moe_asr.config.program import TrainConfig
 from moe_asr.errors import InputError
+from moe_asr.runs.directory import open_run, write_json
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -202,3 +204,18 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.startswith("moe-asr train")
     assert done.stderr == ""
+
+
+def test_a_name_that_is_given_again_says_which_run_it_was(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_asr.measure.table.results_table", lambda results: "results")
+    words = ["train", f"runs={tmp_path}", "name=mine"]
+    runs = []
+    for seed in (1, 2):
+        run = open_run(to_plain(compose_config("train", TrainConfig, [f"runs={tmp_path}", f"seed={seed}"])))
+        write_json(run.results, {})
+        runs.append(run.path)
+    said = [cli(*words, f"seed={seed}")[1].splitlines()[-1] for seed in (1, 1, 2)]
+    linked = [f"run directory: {run}, linked as {tmp_path}/mine" for run in runs]
+    assert said == [linked[0], linked[0], f"{linked[1]} (which was {runs[0].name})"]

@@ -8,6 +8,8 @@ CONFIG = TrainConfig
 
 
 def run(config: TrainConfig) -> None:
+    from pathlib import Path
+
     from moe_asr.config.compose import to_plain
     from moe_asr.measure.table import results_table
     from moe_asr.runs.directory import open_run, read_results
@@ -24,6 +26,8 @@ def run(config: TrainConfig) -> None:
 
         print(forecast([Job(run_of(config), {}, [], "")], [config]))
         return
+    link = Path(config.runs, config.name) if config.name else None
+    before = link.readlink() if link and link.is_symlink() else None
     folder = open_run(to_plain(config))
     if (results := read_results(folder)) is None:
         from moe_asr.runs.process import keep_freed_memory
@@ -34,7 +38,8 @@ def run(config: TrainConfig) -> None:
     else:
         print(f"{folder.path} is done already; its results:")
     print(results_table(results))
-    print(f"run directory: {folder.path}" + (f", linked as {config.runs}/{config.name}" if config.name else ""))
+    moved = f" (which was {before})" if before and before.name != folder.path.name else ""
+    print(f"run directory: {folder.path}" + (f", linked as {link}{moved}" if link else ""))
 
 
 def sweep(overrides: list[str]) -> None:
