@@ -79,9 +79,8 @@ SVG(figures.svg(figures.pareto({chosen: points}, "active parameters (million)", 
 # ## Learning curves
 
 # %%
-name = next(
-    (n for n in ("val/wer", "val/per", "train/loss") for es in done.values() for e in es if n in e.curves), None
-)
+names = ("val/wer", "val/per", "train/loss")
+name = next((n for n in names for es in done.values() for e in es if len(e.curves.get(n, [[]])[0]) > 1), None)
 curves = {label: [e.curves[name] for e in entries if name in e.curves] for label, entries in done.items()}
 SVG(figures.svg(figures.learning_curves(curves, name or "")))
 

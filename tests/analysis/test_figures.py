@@ -137,10 +137,13 @@ def test_latencies_are_drawn_from_results() -> None:
 
 def test_curves_of_an_arm_share_a_colour_and_one_entry_of_the_legend() -> None:
     steps = [1, 2, 3]
-    curves = {"dense": [(steps, [3, 2, 1]), (steps, [3, 3, 1])], "omni": [(steps, [2, 1, 0.5])]}
-    (axes,) = figures.learning_curves(curves, "loss (nats)", log=True).axes
+    point = "ffn_width=256 placement=encoder sharing=shared"  # too long for a line
+    curves = {"dense": [(steps, [3, 2, 1]), (steps, [3, 3, 1])], point: [(steps, [2, 1, 0.5])]}
+    figure = figures.learning_curves(curves, "loss (nats)", log=True)
+    (axes,) = figure.axes
     assert len({line.get_color() for line in axes.lines[:2]}) == 1 != len({line.get_color() for line in axes.lines})
-    assert [text.get_text() for text in axes.get_legend().texts] == ["dense", "omni"]
+    names = ["dense", "ffn_width=256 placement=encoder\nsharing=shared"]
+    assert [text.get_text() for text in figure.legends[0].texts] == names
     assert (labels(axes), axes.get_yscale()) == (("step", "loss (nats)"), "log")
 
 

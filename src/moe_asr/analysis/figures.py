@@ -6,11 +6,12 @@ function returns a matplotlib Figure; `save` writes it, `svg` gives it as text f
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from math import asinh
 from pathlib import Path
+from textwrap import fill
 from typing import Any, ParamSpec
 
 import numpy
@@ -31,6 +32,8 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 """Okabe and Ito, with grey for black, which a dark page would hide."""
 MARKERS = "osD^vPX*"
 DARK, GREY = "#111111", "#808080"
+LABEL = 40
+"""Characters of a line of a name, which is a point of a grid at times."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -284,7 +287,7 @@ def pareto(
         for number, name in enumerate(series):
             colour = PALETTE[number % len(PALETTE)]
             marker = MARKERS[number % len(MARKERS)]
-            axes.plot([], [], marker, color=colour, label=name)
+            axes.plot([], [], marker, color=colour, label=fill(name, LABEL))
             for p in (p for p in points if p.series == name):
                 if p.low is not None and p.high is not None:
                     axes.plot([p.x, p.x], [p.low, p.high], color=colour, alpha=0.4, linewidth=1.2)
@@ -296,8 +299,7 @@ def pareto(
         axes.grid()
     parts[0].set_ylabel(y_label)
     if any(series):
-        columns = min(len(series), 6)
-        figure.legend(*parts[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns)
+        figure.legend(*parts[0].get_legend_handles_labels(), loc="outside upper center", ncols=_columns(series))
     if note:
         figure.supxlabel(note, fontsize=8, x=0.01, ha="left")
     return figure
@@ -370,13 +372,15 @@ def learning_curves(
         for i, (steps, values) in enumerate(runs):
             colour = PALETTE[number % len(PALETTE)]
             alpha = 1.0 if len(runs) == 1 else 0.65
-            axes.plot(steps, values, color=colour, alpha=alpha, linewidth=1.3, label=name if i == 0 else None)
+            axes.plot(
+                steps, values, color=colour, alpha=alpha, linewidth=1.3, label=fill(name, LABEL) if i == 0 else None
+            )
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     if log:
         axes.set_yscale("log")
     axes.grid()
     if any(curves):
-        axes.legend()
+        figure.legend(loc="outside upper center", ncols=_columns(curves))
     return figure
 
 
@@ -421,13 +425,18 @@ def bars(values: Mapping[str, Mapping[str, Bar]], x_label: str, title: str = "")
         for place, (_, low, high) in zip(places, series.values(), strict=True):
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=GREY, linewidth=1.6)
-    axes.set_yticks(range(len(groups)), groups)
+    axes.set_yticks(range(len(groups)), [fill(group, LABEL) for group in groups])
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel=x_label, title=title, ylim=(len(groups) - 0.5, -0.5))
     axes.grid(axis="x")
     if any(values):
-        figure.legend(loc="outside upper center", ncols=min(len(values), 6))
+        figure.legend(loc="outside upper center", ncols=_columns(values))
     return figure
+
+
+def _columns(names: Collection[str]) -> int:
+    """Of a legend above a figure."""
+    return max(1, min(len(names), 6, 2 * LABEL // max(len(fill(name, LABEL).partition("\n")[0]) for name in names)))
 
 
 def _few(numbers: Sequence[int]) -> list[str]:

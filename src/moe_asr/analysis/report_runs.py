@@ -130,7 +130,10 @@ class Study:
         return list(dict.fromkeys(name for entry in self.entries for name in entry.sets))
 
     def label(self, point: Point) -> str:
-        return " ".join(f"{axis}={value}" for axis, value in zip(self.axes, point, strict=True)) or self.title
+        """By the last word of each axis, where no two end alike."""
+        last = [axis.rpartition(".")[2] for axis in self.axes]
+        names = last if len(set(last)) == len(last) else self.axes
+        return " ".join(f"{name}={value}" for name, value in zip(names, point, strict=True)) or self.title
 
 
 def read_study(paths: Sequence[str]) -> Study:
