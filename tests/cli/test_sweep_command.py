@@ -14,6 +14,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from moe_asr.config.program import LauncherConfig
+from moe_asr.errors import InputError
 from moe_asr.runs.directory import RunDirectory, Status
 from moe_asr.runs.sweep import read_sweep
 from moe_asr.training.sweep import plan
@@ -55,6 +56,11 @@ def test_points_become_runs_in_order(words: list[str], tmp_path: Path) -> None:
     assert re.fullmatch("default-[0-9a-f]{10}", sweep.path.name)
     assert plan(points, [], "nice", BASIC)[0].path == tmp_path / "runs" / "sweeps" / "nice"
     assert not (tmp_path / "runs").exists(), "a plan leaves nothing behind"
+
+
+def test_a_grid_of_one_point_is_refused_without_a_name_for_it(words: list[str]) -> None:
+    with pytest.raises(InputError, match="^the corpus .* has no split 'unsen'"):
+        plan([[*words, "data.test=[unsen]"]], [], None, BASIC)
 
 
 def test_a_matched_width_is_part_of_the_run_and_told(words: list[str]) -> None:

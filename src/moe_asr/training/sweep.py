@@ -49,7 +49,8 @@ def plan(
             config, note = matched(composed, composed.tokenizer.vocab_size)
             check(config, launcher)
         except InputError as error:
-            wrong.append(f"{' '.join(f'{axis}={value}' for axis, value in point.items())}: {error}")
+            at = " ".join(f"{axis}={value}" for axis, value in point.items())
+            wrong.append(f"{at}: {error}" if at else str(error))
             continue
         command = shlex.join(["moe-asr", "train", *overrides])
         jobs.append(Job(run_of(config), point, list(overrides), command, note))
