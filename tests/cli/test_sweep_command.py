@@ -59,8 +59,8 @@ def test_points_become_runs_in_order(words: list[str], tmp_path: Path) -> None:
 
 
 def test_a_grid_of_one_point_is_refused_without_a_name_for_it(words: list[str]) -> None:
-    with pytest.raises(InputError, match="^the corpus .* has no split 'unsen'"):
-        plan([[*words, "data.test=[unsen]"]], [], None, BASIC)
+    with pytest.raises(InputError, match=r"^the corpus .* has no split 'unsen'"):
+        plan([[*words, "data.dev=[unsen]"]], [], None, BASIC)
 
 
 def test_a_matched_width_is_part_of_the_run_and_told(words: list[str]) -> None:
