@@ -89,8 +89,14 @@ def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
         ("speed",): "kind=speed is not known. It is one of profile, layer, rtf, decode, data.",
         ("rtf", "models=[]"): "models is empty: write models=[u2pp_225m].",
         ("rtf", "chunks=[0]"): "chunks=[0] must be at least 1 frame, or null for whole utterances.",
-        ("layer", f"out={tmp_path}/no/x"): f"{tmp_path}/no is no folder; choose another place with out=FILE.",
-        ("rtf", f"figure={tmp_path}/no/x.svg"): f"{tmp_path}/no is no folder; choose another place with figure=FILE.",
+        (
+            "layer",
+            f"out={tmp_path}/no/x",
+        ): f"{tmp_path}/no is no folder that can be written; choose another place with out=FILE.",
+        (
+            "rtf",
+            f"figure={tmp_path}/no/x.svg",
+        ): f"{tmp_path}/no is no folder that can be written; choose another place with figure=FILE.",
         ("layer", "figure=x.svg"): "figure=FILE is drawn by `benchmark rtf` only: leave it out.",
         ("rtf", "figure=x.jpeg"): "figure=x.jpeg must end in .svg, .png or .pdf.",
         ("layer", "threads=[2,1]"): "threads=[2, 1] are for `benchmark rtf`: write threads=[2].",
@@ -109,3 +115,6 @@ def test_wrong_input(cli: Cli, tmp_path: Path) -> None:
         cases["rtf", "device=cuda"] = missing
     for words, sentence in cases.items():
         assert cli("benchmark", *words) == (2, "", f"moe-asr: {sentence}\n")
+    code, out, error = cli("benchmark", "rtf", "models=[u2pp_225]")
+    assert (code, out) == (2, "")  # before the machine is measured
+    assert error.startswith("moe-asr: model=u2pp_225 does not exist; did you mean u2pp_225m?")

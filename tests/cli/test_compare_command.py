@@ -145,6 +145,9 @@ def test_what_was_tested_on_something_else_is_refused(cli: Cli, runs: list[Path]
     assert (code, err) == (2, f"moe-asr: {runs[0]} has no results of the set seen; it has unseen, dev.\n")
     code, _, err = cli("compare", runs[0], tmp_path)
     assert (code, "has no results.json; finish the run" in err) == (2, True)
+    (tmp_path / "results.json").write_text("{")
+    code, _, err = cli("compare", runs[0], tmp_path)
+    assert (code, err.startswith(f"moe-asr: {tmp_path}/results.json is damaged (")) == (2, True)
     assert cli("compare", runs[0])[0] == cli("compare")[0] == 2
 
 

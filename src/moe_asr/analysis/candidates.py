@@ -105,11 +105,15 @@ def _trained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     return Recognizer.of(model, run.tokenizer, run.config, config.device)
 
 
+def preset(name: str, config: BenchmarkConfig) -> BenchmarkConfig:
+    """The options of `u2pp_225m` or `u2pp_225m moe.top_k=1`. Raises InputError if there is no such preset or option."""
+    model, *options = name.split()
+    return compose_config("benchmark", BenchmarkConfig, [f"model={model}", *options], {"kind": config.kind})
+
+
 def _untrained(name: str, config: BenchmarkConfig, audio: Audio) -> Recognizer:
     """A preset with random weights."""
-    preset, *options = name.split()
-    composed = compose_config("benchmark", BenchmarkConfig, [f"model={preset}", *options], {"kind": config.kind})
-    composed = quickened(composed) if config.quick else composed
+    composed = quickened(preset(name, config)) if config.quick else preset(name, config)
     shape = {node: getattr(composed, node) for node in ("model", "moe", "router", "loss")}
     trained = TrainConfig(**shape, features=audio.features)
     tokenizer = Tokenizer(TokenUnit.word, (*SPECIALS, *map(str, range(config.vocab_size - len(SPECIALS)))))

@@ -19,11 +19,13 @@ CONFIG = BenchmarkConfig
 
 
 def run(config: BenchmarkConfig) -> None:
+    import os
     from dataclasses import asdict, replace
     from pathlib import Path
 
     import torch
 
+    from moe_asr.analysis.candidates import preset
     from moe_asr.config.compose import to_plain
     from moe_asr.errors import InputError
     from moe_asr.measure.machine import measure_peaks
@@ -35,8 +37,11 @@ def run(config: BenchmarkConfig) -> None:
 
     for name in ("out", "figure"):
         folder = Path(getattr(config, name) or "x").parent
-        if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; choose another place with {name}=FILE.")
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"{folder} is no folder that can be written; choose another place with {name}=FILE.")
+    for name in config.models:  # a misspelt one is told before anything takes its time
+        if not Path(name).exists():
+            preset(name, config)
     config = quickened(config) if config.quick else config
     device = find_device(config.device)
     keep_freed_memory()

@@ -17,6 +17,7 @@ NEAR = 1.05
 def run(config: TuneConfig) -> None:
     """Prints the errors of the weights tried and writes the best to tuned/<mode>.json of the run directory."""
     import dataclasses
+    import os
     from pathlib import Path
 
     import torch
@@ -31,6 +32,9 @@ def run(config: TuneConfig) -> None:
 
     if Path(config.run).is_file():
         raise InputError(f"{config.run} is a file; give the run directory, where the weights are kept.")
+    file = tuned_file(config.run, config.decode.mode)
+    if Path(config.run).is_dir() and not os.access(file.parent if file.parent.exists() else config.run, os.W_OK):
+        raise InputError(f"{config.run} cannot be written, which is where the weights are kept; tune a copy of it.")
     torch.set_num_threads(config.threads)
     recognizer = Recognizer.load(config.run, config.device)
     trained = recognizer.config
@@ -42,7 +46,6 @@ def run(config: TuneConfig) -> None:
     )
     values = {name: getattr(config, name) for name in WEIGHTS[config.decode.mode]}
     found = tune(recognizer, dataclasses.replace(trained, data=data), data.dev, config.decode, values)
-    file = tuned_file(config.run, config.decode.mode)
     file.parent.mkdir(exist_ok=True)
     receipt = {
         "weights": {name: getattr(found.best, name) for name in found.weights},

@@ -145,7 +145,8 @@ def jsonl_items(file: Path, default_split: str) -> Iterator[tuple[str, Item | Pr
         try:
             yield _jsonl_item(json.loads(line), file.parent, default_split)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            detail = f"{error!r}; expected an object with audio and text"
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            detail = f"{reason}; expected an object with audio and text"
             yield default_split, Problem(f"{file.name}:{number}", "bad line", detail)
 
 

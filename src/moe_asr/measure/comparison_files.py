@@ -73,7 +73,10 @@ def _read_system(folder: Path, word: str) -> System:
     file = folder / "results.json"
     if not file.is_file():
         raise InputError(f"{word} has no results.json; finish the run, or give a folder of evaluate or hypotheses.")
-    results = json.loads(file.read_text("utf8"))
+    try:
+        results = json.loads(file.read_text("utf8"))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); evaluate it again.") from None
     found = {part: results.get(part) or {} for part in ("test", "dev")}
     files = {
         name: folder / "hypotheses" / f"{_stem(name, result)}.jsonl"
