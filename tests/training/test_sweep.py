@@ -62,8 +62,7 @@ def test_only_the_first_failure_shows_its_log(tmp_path: Path, capsys: pytest.Cap
         finish(sweep, launch, BASIC)
     err = capsys.readouterr().err
     assert err.count("failed: seed=") == 2
-    assert "why seed=0" in err
-    assert "why seed=1" not in err
+    assert err.count("why seed=") == 1  # either, as both failed between two looks at them
 
 
 def test_a_run_in_other_hands_is_waited_for_and_taken_over_if_they_die(
