@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal, and what their cells share with those of pages."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -11,6 +11,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         width, numbers = max(map(len, column)), any(map(_is_number, column))
         columns.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in column])
     return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
+def p_value(p: float | None, none: str) -> str:
+    return none if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _is_number(cell: str) -> bool:

@@ -13,6 +13,7 @@ from moe_asr.analysis import figures
 from moe_asr.analysis.page import Html, element, page, section
 from moe_asr.analysis.report_effects import Effect, Tables, effects, pooled_interval, tables
 from moe_asr.analysis.report_runs import Entry, Point, Study, measured, rows
+from moe_asr.columns import p_value
 from moe_asr.config.score import Unit
 from moe_asr.errors import InputError
 from moe_asr.measure.expert_use import DEAD, UNEVEN, dead, variation
@@ -268,7 +269,7 @@ def _effects(found: Sequence[Effect], name: str) -> Html:
             element("td", " → ".join(f"{100 * rate:.2f}" for rate in rates or ()), class_="number"),
             element("td", "" if relative is None else f"{100 * relative:+.1f}", class_="number"),
             element("td", interval, class_="number"),
-            element("td", _p(effect.p_holm), class_="number"),
+            element("td", p_value(effect.p_holm, ""), class_="number"),
             element("td", element("span", effect.verdict, class_=tones.get(effect.verdict, "soft"))),
             element("td", f"{effect.cells} x {effect.seeds}", class_="number"),
         ]
@@ -297,10 +298,6 @@ def _effects(found: Sequence[Effect], name: str) -> Html:
         element("p", note, class_="note"),
         [element("p", method, class_="note") for method in methods],
     )
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _series(study: Study) -> tuple[dict[Point, str], Html]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moe_asr.columns import aligned
+from moe_asr.columns import aligned, p_value
 from moe_asr.config.compare import CompareConfig, TableFormat
 
 CONFIG = CompareConfig
@@ -73,9 +73,9 @@ def table(result: dict[str, Any]) -> list[str]:
         cells = [row["set"] or "all", f"{label_of[row['b']]} - {label_of[row['a']]}"]
         cells += [f"{100 * row['rate_a']:.2f} %", f"{100 * row['rate_b']:.2f} %", f"{100 * row['difference']:+.2f}"]
         cells += [_between(row["difference_ci95"], 2), _relative(row["relative"]), _between(row["relative_ci95"], 1)]
-        cells += [_p(row["p"]), _p(row["p_holm"])]
+        cells += [p_value(row["p"], "-"), p_value(row["p_holm"], "-")]
         if result["question"] == "checkpoints":
-            cells += [_p(row.get("mapsswe_p")), _p(row["mapsswe_p_holm"])]
+            cells += [p_value(row.get("mapsswe_p"), "-"), p_value(row["mapsswe_p_holm"], "-")]
         rows.append([*cells, row["verdict"].replace("B ", f"{label_of[row['b']]} ")])
     lines.append(aligned(rows))
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
@@ -95,7 +95,3 @@ def _between(bounds: list[float] | None, digits: int) -> str:
 
 def _relative(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f} %"
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
