@@ -39,9 +39,8 @@ def run(config: BenchmarkConfig) -> None:
         folder = Path(getattr(config, name) or "x").parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise InputError(f"{folder} is no folder that can be written; choose another place with {name}=FILE.")
-    for name in (
-        config.models if config.kind is Kind.rtf else ()
-    ):  # a misspelt one is told before anything takes its time
+    compared = config.models if config.kind is Kind.rtf else ()
+    for name in compared:  # a misspelt one is told before anything takes its time
         if not Path(name).exists():
             preset(name, config)
     config = quickened(config) if config.quick else config
