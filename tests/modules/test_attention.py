@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from moe_asr.modules.attention import RelativeSelfAttention, attend
+from moe_asr.modules.attention import RelativeSelfAttention, SelfAttention, attend
 from moe_asr.modules.positions import sinusoids
 
 
@@ -55,3 +55,20 @@ def test_both_ways_of_computing_agree():
             with_gradient = attend(q, k, v, m, b)
             with torch.no_grad():
                 assert (attend(q, k, v, m, b) - with_gradient).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_cached_keys_are_those_of_the_whole_and_in_inference_grow_in_place(mode):
+    torch.manual_seed(3)
+    layer = SelfAttention(8, 2, 0.0).double()
+    x = torch.randn(2, 6, 8).double()
+    expected, (whole,) = layer(x, None, torch.ones(6, 6).tril().bool())
+    cache, copies = layer.empty_cache(2), 0
+    with mode():
+        for i in range(6):
+            former = cache[0].untyped_storage()
+            y, cache = layer(x[:, i : i + 1], None, None, cache)
+            copies += cache[0].untyped_storage().data_ptr() != former.data_ptr()
+            assert (y - expected[:, i : i + 1]).abs().max() < 1e-12
+    assert (cache[0] - whole).abs().max() < 1e-12
+    assert copies == (6 if mode is torch.no_grad else 2)

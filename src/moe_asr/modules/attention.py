@@ -63,6 +63,15 @@ def extended(cache: Tensor, count: int) -> Tensor:
     return cache.as_strided(size, cache.stride(), first)
 
 
+def joined(cache: Tensor, new: Tensor) -> Tensor:
+    """(B,K,...), (B,N,...) -> (B,K+N,...). In inference mode that is done in place, so that a cache serves once."""
+    if not torch.is_inference_mode_enabled():
+        return torch.cat([cache, new], 1)
+    longer = extended(cache.to(new.dtype), new.shape[1])
+    longer[:, -new.shape[1] :] = new
+    return longer
+
+
 class RelativeSelfAttention(nn.Module):
     """``softmax(((q+u) k' + (q+v) p') / sqrt(c))`` where p is the projected absolute position of the key.
 
@@ -89,8 +98,7 @@ class RelativeSelfAttention(nn.Module):
     ) -> tuple[Tensor, KeyCache]:
         """x (B,N,d); positions: their sinusoids (N,d), or (B,N,d) with a cache of K past frames; mask (B|1,1,N|1,K+N).
 
-        Returns (B,N,d) and the cache with the new frames at its end, if there was one. In inference mode that is
-        done in place, so that a cache serves once.
+        Returns (B,N,d) and the cache `joined` with the new frames, if there was one.
         """
         if isinstance(positions, tuple):
             positions = sinusoids(positions[0], x.shape[-1]).to(x.dtype)
@@ -98,12 +106,7 @@ class RelativeSelfAttention(nn.Module):
         place = self.place(positions)
         keys, scores = keys + place[..., :-1], place[..., -1:]
         if cache is not None:
-            new = torch.cat([keys, values, scores], -1)
-            if torch.is_inference_mode_enabled():
-                cache = (extended(cache[0], new.shape[1]),)
-                cache[0][:, -new.shape[1] :] = new
-            else:
-                cache = (torch.cat([cache[0], new], 1),)
+            cache = (joined(cache[0], torch.cat([keys, values, scores], -1)),)
             keys, values, scores = cache[0].split([q.shape[-1], q.shape[-1], 1], -1)
         bias = scores.squeeze(-1).mT.unsqueeze(-2)  # (h,1,K) or (B,h,1,K)
         y = attend(q + self.content_bias, keys, values, mask, bias, self.dropout if self.training else 0.0)
@@ -184,14 +187,14 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: KeyCache | None = None
     ) -> tuple[Tensor, KeyCache]:
-        """x (B,U,d), mask broadcastable to (B,1,U,K+U), cache of K earlier keys and values -> (B,U,d) and all of them.
+        """x (B,U,d), mask broadcastable to (B,1,U,K+U), cache of K earlier keys and values -> (B,U,d) and all, `joined`.
 
         rotation: of queries and keys, from `RotaryPositions`.
         """
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         if rotation is not None:
             qkv = torch.cat([_rotate(qkv[:, :, :2], rotation), qkv[:, :, 2:]], 2)
-        kv = qkv[:, :, 1:] if cache is None else torch.cat([cache[0], qkv[:, :, 1:]], 1)
+        kv = qkv[:, :, 1:] if cache is None else joined(cache[0], qkv[:, :, 1:])
         q, (k, v) = qkv[:, :, 0], kv.unbind(2)
         return self.out(attend(q, k, v, mask, dropout_rate=self.dropout if self.training else 0.0)), (kv,)
 
