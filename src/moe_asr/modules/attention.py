@@ -187,7 +187,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Tensor | None, mask: Tensor | None, cache: KeyCache | None = None
     ) -> tuple[Tensor, KeyCache]:
-        """x (B,U,d), mask broadcastable to (B,1,U,K+U), cache of K earlier keys and values -> (B,U,d) and all, `joined`.
+        """x (B,U,d), mask broadcastable to (B,1,U,K+U), cache of K keys and values -> (B,U,d) and all, `joined`.
 
         rotation: of queries and keys, from `RotaryPositions`.
         """
