@@ -168,7 +168,9 @@ def main() -> None:
         print(f"moe-asr: {error.filename} cannot be used ({error.strerror}); give another place.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where this one stopped" if "train" in words else ""
+        goes_on = (
+            "; the same command goes on from the last recovery checkpoint, if there is one" if "train" in words else ""
+        )
         print(f"moe-asr: interrupted{goes_on}.", file=sys.stderr)
         sys.exit(130)
 
