@@ -1,8 +1,9 @@
 """Hydra's grids as a ledger: every point is checked before the first is trained, and none is trained twice."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -11,6 +12,12 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from moe_asr.config.program import LauncherConfig
+    from moe_asr.runs.sweep import Job, Sweep
+
+    Launch = Callable[[list[Job]], None]
 
 # Hydra imports this file whenever it composes anything: what costs time is imported where it is used.
 
@@ -38,7 +45,6 @@ class LedgerSweeper(BasicSweeper):
         from moe_asr.config.compose import to_typed
         from moe_asr.config.program import LauncherConfig
         from moe_asr.errors import InputError
-        from moe_asr.runs.sweep import Job
         from moe_asr.training.forecast import forecast
         from moe_asr.training.sweep import OF_THE_SWEEP, environment_of, finish, plan
 
@@ -55,42 +61,55 @@ class LedgerSweeper(BasicSweeper):
         if self.config.dry_run:
             print(forecast(sweep.jobs, configs))
             return
-        if launcher.name == "submitit_slurm" and shutil.which("srun") is None:
-            raise InputError("launcher=submitit_slurm finds no srun here: give the command on a machine of a cluster.")
+        engine = self.submitit if launcher.name.startswith("submitit_") else self.hydra
+        finish(sweep, engine(sweep, launcher, environment_of(launcher)), launcher)
+
+    def submitit(self, sweep: "Sweep", launcher: "LauncherConfig", environment: dict[str, str]) -> "Launch":
+        from moe_asr.errors import InputError
+
+        try:
+            from moe_asr.runs.cluster import submit
+        except ModuleNotFoundError as error:
+            raise absent(launcher.name) from error
+        cluster, options = launcher.name.removeprefix("submitit_"), launcher.options
+        if cluster == "slurm":
+            options = {"array_parallelism": launcher.jobs, **options}
+            if shutil.which("srun") is None:
+                raise InputError(f"launcher={launcher.name} finds no srun here: give the command on a cluster.")
+        return lambda jobs: submit(sweep, jobs, cluster, options, environment)
+
+    def hydra(self, sweep: "Sweep", launcher: "LauncherConfig", environment: dict[str, str]) -> "Launch":
+        assert self.config is not None
+        assert self.hydra_context is not None
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(sweep.path)
             try:
                 node = ConfigStore.instance().load(f"hydra/launcher/{launcher.name}.yaml").node
             except ConfigLoadError as error:
-                raise InputError(
-                    f"launcher={launcher.name} is a plugin that is not installed: pip install 'moe-asr[launchers]'."
-                ) from error
-            self.config.hydra.launcher = OmegaConf.merge(node, PARALLEL[launcher.name](launcher.jobs), launcher.options)
+                raise absent(launcher.name) from error
+            at_once = {"n_jobs": launcher.jobs} if launcher.name == "joblib" else {}
+            self.config.hydra.launcher = OmegaConf.merge(node, at_once, launcher.options)
         engine = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
         )
-        environment = environment_of(launcher).items()
-        shared = [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in environment]
+        shared = [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in environment.items()]
         shared.append(f"hydra.sweep.dir={quoted(str(sweep.path))}")
         launched = 0
 
-        def launch(jobs: list[Job]) -> None:
+        def launch(jobs: "list[Job]") -> None:
             nonlocal launched
             named = [[*job.overrides, *shared, f"hydra.job.name={quoted(job.run.path.name)}"] for job in jobs]
             for ended in engine.launch(named, initial_job_idx=launched):
                 _ = ended.return_value  # raises what the task raised
             launched += len(jobs)
 
-        finish(sweep, launch, launcher)
+        return launch
 
 
-PARALLEL: dict[str, Any] = {
-    "basic": lambda jobs: {},
-    "joblib": lambda jobs: {"n_jobs": jobs},
-    "submitit_local": lambda jobs: {},  # it starts all at once that it is given
-    "submitit_slurm": lambda jobs: {"array_parallelism": jobs},
-}
-"""How each launcher is told how many jobs may run at once."""
+def absent(launcher: str) -> Exception:
+    from moe_asr.errors import InputError
+
+    return InputError(f"launcher={launcher} is a plugin that is not installed: pip install 'moe-asr[launchers]'.")
 
 
 def quoted(text: str) -> str:

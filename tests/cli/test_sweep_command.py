@@ -114,7 +114,7 @@ def test_a_launcher_that_is_not_here_is_said(cli: Cli, words: list[str], monkeyp
     monkeypatch.setattr("shutil.which", lambda program: None)
     for launcher, sentence in {
         "joblib": "launcher=joblib is a plugin that is not installed: pip install 'moe-asr[launchers]'.",
-        "submitit_slurm": "launcher=submitit_slurm finds no srun here: give the command on a machine of a cluster.",
+        "submitit_slurm": "launcher=submitit_slurm finds no srun here: give the command on a cluster.",
     }.items():
         code, out, err = cli("train", "-m", *words, "seed=1,2", f"launcher={launcher}")
         assert (code, out) == (2, "")
@@ -170,7 +170,7 @@ def test_a_sweep_killed_as_a_whole_loses_no_job_and_repeats_none(words: list[str
 def test_others_go_on_when_a_job_fails(launcher: str, words: list[str], tmp_path: Path) -> None:
     """Batches too short for any utterance are found only by the job itself."""
     if launcher != "basic":
-        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+        pytest.importorskip({"joblib": "hydra_plugins.hydra_joblib_launcher", "submitit_local": "submitit"}[launcher])
     words = [*words, "batch.seconds=0.5,20", f"launcher={launcher}", "name=grid", "trainer.epochs=1"]
     code, out, err = ended(moe_asr(*words))
     assert code == 1, err

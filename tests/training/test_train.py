@@ -24,7 +24,7 @@ from moe_asr.config.program import (
 from moe_asr.errors import InputError
 from moe_asr.runs.checkpoint import load_checkpoint
 from moe_asr.runs.directory import RunDirectory, only_process, open_run
-from moe_asr.training.train import train
+from moe_asr.training.train import lightning, train
 
 OFF = AugmentConfig(speeds=[1.0], time_masks=0, mel_masks=0, substitutions=0)
 
@@ -212,3 +212,16 @@ def test_a_damaged_recovery_checkpoint_is_named_and_kept(short: TrainConfig) -> 
     with pytest.raises(InputError, match=r"recovery\.pt is damaged: remove it"):
         train(short)
     assert run.recovery.read_bytes() == b"half a checkpoint"
+
+
+def test_where_slurm_is_the_trainer_is_that_of_any_machine(
+    short: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would warn that `srun` is not used, and inside of a job refuse its number of tasks."""
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lightning(short, 1, tmp_path, [], []).num_devices == 1
+    for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(name, "3")
+    assert lightning(short, 1, tmp_path, [], []).world_size == 1

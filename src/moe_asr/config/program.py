@@ -155,7 +155,7 @@ class LauncherConfig:
     jobs: int = 2
     """Jobs at once, except with basic."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further options of Hydra's launcher plugin, e.g. {partition: gpu, gpus_per_node: 1}."""
+    """Further options of joblib or submitit, e.g. {partition: gpu, gpus_per_node: 1}."""
 
     def __post_init__(self) -> None:
         require(self.jobs >= 1, f"launcher.jobs={self.jobs} must be at least 1.")

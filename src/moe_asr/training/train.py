@@ -420,10 +420,12 @@ def lightning(
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*|.*across ranks is zero.*")
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # but in a dimension of size 1
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    many = config.trainer.devices > 1
     return pl.Trainer(
         accelerator=config.trainer.accelerator.value,
         devices=config.trainer.devices,
-        strategy=Joined() if config.trainer.devices > 1 else "auto",
+        strategy=Joined() if many else "auto",
+        plugins=[] if many else [LightningEnvironment()],  # not that of SLURM, which wants `srun` and takes signals
         precision=config.trainer.precision.value,
         max_epochs=epochs,
         accumulate_grad_batches=config.trainer.accumulate,
