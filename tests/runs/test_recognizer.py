@@ -123,6 +123,11 @@ def test_what_is_no_model_is_said_in_one_sentence(untrained: Path, tiny: TrainCo
         save_tensors(tmp_path / name, value)
         with pytest.raises(InputError, match=f"{name} is not a checkpoint of this program, or is damaged"):
             load_checkpoint(tmp_path / name)
+    older = torch.load(untrained / "checkpoints" / "model.pt", weights_only=True)
+    older["config"]["router"]["name"] = "topk"
+    save_tensors(tmp_path / "older", older)
+    with pytest.raises(InputError, match=r"older was made by a version of .* with other options; .*option router.name"):
+        load_checkpoint(tmp_path / "older")
 
 
 def test_the_same_seed_builds_the_same_model(recognizer: Recognizer) -> None:

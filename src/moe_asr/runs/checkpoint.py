@@ -59,7 +59,10 @@ def write_run(run: RunDirectory, checkpoint: Checkpoint, origin: dict[str, Any])
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a run directory or a checkpoint file. Raises InputError when there is no finished model in it."""
+    """Reads a run directory or a checkpoint file.
+
+    Raises InputError when there is no finished model in it, or one of another version.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run directory (see runs/) or a checkpoint file.")
@@ -73,7 +76,12 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         fields = plain["config"], plain["tokenizer"], plain["weights"]
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise InputError(f"{file} is not a checkpoint of this program, or is damaged.") from error
-    return Checkpoint(to_typed(TrainConfig, fields[0]), Tokenizer.from_dict(fields[1]), fields[2])
+    try:
+        config = to_typed(TrainConfig, fields[0])
+    except InputError as error:
+        remedy = f"use the one whose commit environment.json beside it names ({error})"
+        raise InputError(f"{file} was made by a version of this program with other options; {remedy}.") from error
+    return Checkpoint(config, Tokenizer.from_dict(fields[1]), fields[2])
 
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> AsrModel:
