@@ -20,15 +20,15 @@ Queue = Callable[..., None]
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Sweep:
-    jobs = tuple(Job(RunDirectory(tmp_path / f"run{i}"), {"seed": str(i)}, [f"seed={i}"], "") for i in (1, 2))
-    made = Sweep(tmp_path / "sweeps" / "grid", "", None, {"seed": ["1", "2"]}, jobs)
+    jobs = tuple(Job(RunDirectory(tmp_path / f"run{i}"), {"seed": str(i)}, [f"seed={i}"], "") for i in (1, 2, 3))
+    made = Sweep(tmp_path / "sweeps" / "grid", "", None, {"seed": ["1", "2", "3"]}, jobs)
     write_sweep(made)
     return made
 
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    """Makes the commands of a cluster, whose jobs have the numbers 7_0 and 7_1, and which writes down its calls."""
+    """Makes the commands of a cluster, whose jobs have the numbers 7_0 to 7_2, and which writes down its calls."""
 
     def made(sbatch: str = "cp $1 submitted; echo Submitted batch job 7", squeue: str = "") -> None:
         scripts = {"sbatch": sbatch, "squeue": f"echo $@ >> asked; {squeue}", "scancel": "echo $@ >> cancelled"}
@@ -45,11 +45,12 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
 def test_what_the_queue_has_no_more_has_ended(
     sweep: Sweep, slurm: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first job is cancelled before it begins; the second trains, while the queue once does not answer."""
+    """The first job is cancelled before it begins; the others train, while the queue once does not answer."""
     second = sweep.jobs[1]
-    slurm(squeue="[ -e silent ] && exit 1; echo 99; [ -e running ] && echo 7_1; true")
+    slurm(squeue="[ -e silent ] && exit 1; echo 99; [ -e running ] && echo 7_1 7_2; true")
     (tmp_path / "running").touch()
     looks = []
+    killed = sweep.path / ".submitit" / "7_2" / "7_2_0_log.out"
 
     def time_passes(seconds: float) -> None:
         looks.append(capsys.readouterr().err)
@@ -60,14 +61,14 @@ def test_what_the_queue_has_no_more_has_ended(
             (tmp_path / "running").unlink()
             second.run.path.mkdir()
             second.run.results.write_text("{}")
+            killed.write_text("out of memory")
 
     monkeypatch.setattr(cluster.time, "sleep", time_passes)
     cluster.submit(sweep, sweep.jobs, "slurm", {"partition": "gpu", "timeout_min": 90, "array_parallelism": 1}, {})
-    log = sweep.path / ".submitit" / "7_0" / "7_0_0_log.out"
-    assert looks == [f"ended before its time: seed=1; see {log}\n", ""]
-    assert capsys.readouterr().err == "", "the second has its results"
+    assert looks == ["ended before its time: seed=1; it had not begun\n", ""]
+    assert capsys.readouterr().err == f"ended before its time: seed=3; see {killed}\n", "the second has its results"
     script = (tmp_path / "submitted").read_text()
-    for flag in ("array=0-1%1", "job-name=grid", "partition=gpu", "time=90"):
+    for flag in ("array=0-2%1", "job-name=grid", "partition=gpu", "time=90"):
         assert f"#SBATCH --{flag}\n" in script
     assert (tmp_path / "asked").read_text().count(f"--user={getpass.getuser()}") == 3
     assert not (tmp_path / "cancelled").exists()
@@ -79,11 +80,11 @@ def test_an_interruption_takes_the_jobs_out_of_the_queue(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    slurm(squeue="echo 7_0; echo 7_1")
+    slurm(squeue="echo 7_0 7_1 7_2")
     monkeypatch.setattr(cluster.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cluster.submit(sweep, sweep.jobs, "slurm", {}, {})
-    assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1"]
+    assert (tmp_path / "cancelled").read_text().split() == ["7_0", "7_1", "7_2"]
 
 
 def test_what_is_refused_is_said(sweep: Sweep, slurm: Queue) -> None:

@@ -76,7 +76,9 @@ def _wait(left: dict[Submitted[None], Job], cluster: str) -> None:
             if place.done() if cluster == "local" else gone or place.paths.result_pickle.exists():
                 del left[place]
                 if job.status not in (Status.done, Status.failed, Status.running):
-                    print(f"ended before its time: {job.label}; see {place.paths.stdout}", file=sys.stderr)
+                    log = place.paths.stdout
+                    why = f"see {log}" if log.exists() else "it had not begun"
+                    print(f"ended before its time: {job.label}; {why}", file=sys.stderr)
         if not left:
             return
         time.sleep(POLL)
