@@ -112,12 +112,14 @@ def test_a_job_that_is_done_or_in_other_hands_is_left_alone(sweep: Sweep, monkey
     assert not run.log.exists()
 
 
+@pytest.mark.parametrize("times", [1, 2])
 def test_an_interruption_ends_the_training_and_is_passed_on(
-    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: int, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is started instead of Python waits for ever; the interruption comes while it is waited for."""
+    """What is started instead of Python waits for ever; the interruption comes while it is waited for, or again."""
+    deaf = "trap '' INT\n" if times == 2 else ""
     script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    script.write_text(f"#!/bin/sh\n{deaf}echo $$ > {tmp_path}/pid\nexec sleep 1000\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     wait = sweeps.subprocess.Popen.wait
@@ -127,6 +129,8 @@ def test_an_interruption_ends_the_training_and_is_passed_on(
             (tmp_path / "interrupted").touch()
             while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
                 os.sched_yield()
+            raise KeyboardInterrupt
+        if timeout is not None and times == 2:
             raise KeyboardInterrupt
         return wait(process, timeout)
 

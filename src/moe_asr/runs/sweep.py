@@ -136,10 +136,12 @@ def _train(words: list[str], log: Any) -> int:
         return process.wait()
     except BaseException:
         process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-        process.kill()  # which loses nothing
-        process.wait()
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+        finally:  # of a second interruption, too
+            process.kill()  # which loses nothing
+            process.wait()
         raise
 
 
