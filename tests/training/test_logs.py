@@ -11,6 +11,7 @@ from moe_asr.config.program import LoggerConfig, LoggerMode
 from moe_asr.errors import InputError
 from moe_asr.measure.expert_use import Alarm
 from moe_asr.runs.directory import AppendLog, RunDirectory
+from moe_asr.training import logs
 from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun, wandb_run
 
 
@@ -76,6 +77,22 @@ def test_wandb_that_cannot_be_reached_is_refused_with_a_way_out(monkeypatch: pyt
     monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
     with pytest.raises(InputError, match=r"^wandb=online needs a W&B account"):
         wandb_run(LoggerMode.online, "wandb")
+
+
+def test_w_and_b_is_told_a_resumed_run_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline; online it knows what it was told."""
+    told: list[tuple[dict[str, float], int]] = []
+    fake = SimpleNamespace(log=lambda metrics, step: told.append((metrics, step)))
+    monkeypatch.setattr(logs, "wandb_run", lambda *args, **about: fake)
+    (tmp_path / "metrics.csv").write_text("step,metric,value\n10,train/loss,0.5\n10,val/wer,1.0\n20,train/loss,inf\n")
+    part = tmp_path / "wandb" / "offline-run-20260101_000000-0123"
+    (part / "files").mkdir(parents=True)
+    for mode in (LoggerMode.online, LoggerMode.offline):
+        assert part.exists()
+        WandbRun(LoggerConfig(mode), RunDirectory(tmp_path), None, {}).catch_up(tmp_path / "metrics.csv")
+        assert bool(told) == (mode is LoggerMode.offline)
+    assert told == [({"train/loss": 0.5, "val/wer": 1.0}, 10), ({"train/loss": float("inf")}, 20)]
+    assert not part.exists()
 
 
 @pytest.mark.slow

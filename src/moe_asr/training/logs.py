@@ -1,8 +1,12 @@
 """Where numbers go: metrics.csv always, W&B offline or online, and progress for the eye."""
 
+import csv
+import shutil
 import sys
 import time
 from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
@@ -29,6 +33,9 @@ class Log(Logger):
 
     def log_loads(self, loads: Loads, step: int) -> None:
         """The load of every expert, as a picture."""
+
+    def catch_up(self, metrics: Path) -> None:
+        """Tells what metrics.csv knew when the run was interrupted, where it is not known."""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Every log was given the configuration at its start, or lies beside it."""
@@ -74,10 +81,16 @@ def wandb_run(mode: LoggerMode, option: str, **about: Any) -> Any:
 
 
 class WandbRun(Log):
-    """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it."""
+    """One W&B run per run directory, by whose hash it is known, so that a resumed run goes on in it.
+
+    Offline, a resumed run is told anew: of a killed one W&B keeps a part, or an empty file at which `wandb sync` stops.
+    """
 
     def __init__(self, config: LoggerConfig, run: RunDirectory, name: str | None, resolved: dict[str, Any]) -> None:
         super().__init__()
+        self.anew = config.mode is LoggerMode.offline
+        for part in (run.path / "wandb").glob("offline-run-*") if self.anew else ():
+            shutil.rmtree(part)
         self.run = wandb_run(
             config.mode,
             "logger.mode",
@@ -101,6 +114,12 @@ class WandbRun(Log):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.run.log(dict(metrics), step=step)
+
+    def catch_up(self, metrics: Path) -> None:
+        if self.anew:
+            with metrics.open(newline="", encoding="utf8") as file:
+                for step, rows in groupby(list(csv.reader(file))[1:], key=lambda row: int(row[0])):
+                    self.log_metrics({name: float(value) for _, name, value in rows}, step)
 
     def alert(self, alarm: Alarm) -> None:
         self.run.alert(title="Mixture of Experts", text=str(alarm))

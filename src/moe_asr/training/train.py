@@ -52,7 +52,7 @@ from moe_asr.runs.directory import (
 from moe_asr.runs.process import keep_freed_memory
 from moe_asr.runs.recognizer import Recognizer
 from moe_asr.training.averaging import Candidate, average, retain
-from moe_asr.training.logs import MetricsCsv, ProgressDisplay, WandbRun
+from moe_asr.training.logs import Log, MetricsCsv, ProgressDisplay, WandbRun
 from moe_asr.training.module import AsrTraining, TrainingData
 from moe_asr.training.optimisation import freeze
 from moe_asr.training.ranks import companions
@@ -342,7 +342,7 @@ def fit(
     tokenizer: Tokenizer,
     data: TrainingData,
     state: dict[str, Any] | None,
-    loggers: list[Logger],
+    loggers: list[Log],
 ) -> Recorder:
     """Trains what is left of the run; the recorder knows the models to average and the seconds of all its parts."""
     steps = segments(len(data.plan), config.trainer)[-1].last_step
@@ -354,6 +354,8 @@ def fit(
         logs["metrics.csv"].write_rows([("step", "metric", "value")])
     else:
         print(f"Going on with {run.path} after step {done_steps} of {steps}.")
+        for logger in loggers:
+            logger.catch_up(run.path / "metrics.csv")
     display = ProgressDisplay(steps, done_steps, config.trainer.progress)
     recorder = Recorder(run, tokenizer, logs, state, display)
     loggers = [MetricsCsv(logs["metrics.csv"]), *loggers]
@@ -413,7 +415,7 @@ def recovery_state(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def lightning(
-    config: TrainConfig, epochs: int, folder: Path, loggers: list[Logger], callbacks: list[pl.Callback]
+    config: TrainConfig, epochs: int, folder: Path, loggers: Sequence[Logger], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
     # Lightning's advice on workers and log intervals, and its greeting, say nothing about this run.
     warnings.filterwarnings("ignore", ".*does not have many workers.*|.*number of training batches.*")
