@@ -78,6 +78,14 @@ def test_runs_that_differ_in_the_seed_alone_are_a_method(cli: Cli, runs: list[Pa
     assert "over unpaired seeds x speakers" in json.loads(out)["rows"][0]["method"]
 
 
+def test_a_dev_set_that_is_the_test_set_is_compared(cli: Cli, runs: list[Path]) -> None:
+    for run in runs:
+        results = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps(results | {"test": results["dev"]}))
+    _, out, _ = cli("compare", *runs, "format=json")
+    assert [row["set"] for row in json.loads(out)["rows"]] == ["dev"]
+
+
 def test_domains_of_a_suite_have_means(cli: Cli, runs: list[Path], tmp_path: Path) -> None:
     runs = [*runs[:2], *runs[4:6]]
     for number, run in enumerate(runs):

@@ -96,7 +96,8 @@ def _read_system(folder: Path, word: str) -> System:
     ways: dict[str, list[str]] = {}
     for name, result in found["test"].items() if "domains" in results else ():
         ways.setdefault(decoding_suffix(name, result), []).append(name)
-    return System(word, files, tuple(found["dev"]), seed, kept, one["normalizer"], Unit(one["unit"]), ways)
+    dev = tuple(name for name in found["dev"] if name not in found["test"])  # a set may be both
+    return System(word, files, dev, seed, kept, one["normalizer"], Unit(one["unit"]), ways)
 
 
 def _stem(name: str, result: Mapping[str, Any]) -> str:
