@@ -1,6 +1,5 @@
 """How much each expert is used, and how sure the router is: figures from the sums over routing traces."""
 
-import csv
 from pathlib import Path
 
 import numpy
@@ -10,6 +9,7 @@ from moe_asr.measure.expert_use import Loads, dead, variation
 from moe_asr.modules.moe.losses import entropy
 from moe_asr.modules.moe.routing import RoutingTrace
 from moe_asr.modules.moe.statistics import RoutingSums, routing_sums
+from moe_asr.runs.directory import read_metrics
 
 
 def measured(trace: RoutingTrace, before: RoutingSums | None = None) -> RoutingSums | None:
@@ -66,12 +66,10 @@ def load_history(metrics: Path, prefix: str = "train/routing") -> dict[str, tupl
     """
     found: dict[str, dict[int, dict[int, float]]] = {}
     try:
-        with metrics.open(encoding="utf8", newline="") as file:
-            for row in csv.DictReader(file):
-                place, _, expert = row["metric"].rpartition("/load/")
-                if place.startswith(f"{prefix}/"):
-                    of_step = found.setdefault(place.removeprefix(f"{prefix}/"), {}).setdefault(int(row["step"]), {})
-                    of_step[int(expert)] = float(row["value"])
+        for step, metric, value in read_metrics(metrics):
+            place, _, expert = metric.rpartition("/load/")
+            if place.startswith(f"{prefix}/"):
+                found.setdefault(place.removeprefix(f"{prefix}/"), {}).setdefault(step, {})[int(expert)] = value
     except OSError as error:
         raise InputError(f"{metrics} cannot be read ({error}); give the metrics.csv of a run.") from error
     if not found:

@@ -1,6 +1,5 @@
 """What a report is about: the runs of a sweep, or of folders, their points in the grid and what each has found."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from moe_asr.measure.errors import EditCounts, edit_counts
 from moe_asr.measure.expert_use import Alarm, dead, variation
 from moe_asr.measure.flops import recognition
 from moe_asr.measure.normalize import normalizer
-from moe_asr.runs.directory import RunDirectory, Status, read_results, status
+from moe_asr.runs.directory import RunDirectory, Status, read_metrics, read_results, status
 from moe_asr.runs.sweep import FILE, read_sweep
 
 Point = tuple[str, ...]
@@ -62,12 +61,11 @@ class Entry:
         """Steps and values of each metric."""
         found: dict[str, tuple[list[int], list[float]]] = {}
         if (self.run.path / "metrics.csv").exists():
-            with (self.run.path / "metrics.csv").open(encoding="utf8", newline="") as file:
-                for row in csv.DictReader(file):
-                    if row["metric"].startswith(("train/loss", "val/")):
-                        steps, values = found.setdefault(row["metric"], ([], []))
-                        steps.append(int(row["step"]))
-                        values.append(float(row["value"]))
+            for step, metric, value in read_metrics(self.run.path / "metrics.csv"):
+                if metric.startswith(("train/loss", "val/")):
+                    steps, values = found.setdefault(metric, ([], []))
+                    steps.append(step)
+                    values.append(value)
         return found
 
     @cached_property

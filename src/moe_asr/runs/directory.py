@@ -127,6 +127,13 @@ def read_results(run: RunDirectory) -> dict[str, Any] | None:
         raise InputError(f"{run.results} is damaged: remove it, and the training command writes it anew.") from error
 
 
+def read_metrics(file: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, metric and value of each row of a metrics.csv, but half a row, with which a run that is on may end."""
+    with file.open(encoding="utf8", newline="") as lines:
+        for step, metric, value in (row for row in csv.reader(lines) if len(row) == 3 and row[0] != "step"):
+            yield int(step), metric, float(value)
+
+
 TRAINER, SUPERVISOR = ".lock", ".job"
 """What a process that trains in a run directory holds, and one that sees to it that another does."""
 

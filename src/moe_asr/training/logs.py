@@ -1,6 +1,5 @@
 """Where numbers go: metrics.csv always, W&B offline or online, and progress for the eye."""
 
-import csv
 import shutil
 import sys
 import time
@@ -22,7 +21,7 @@ from rich.progress import (
 from moe_asr.config.program import LoggerConfig, LoggerMode
 from moe_asr.errors import InputError
 from moe_asr.measure.expert_use import Alarm, Loads, heat_map
-from moe_asr.runs.directory import AppendLog, RunDirectory
+from moe_asr.runs.directory import AppendLog, RunDirectory, read_metrics
 
 
 class Log(Logger):
@@ -117,9 +116,8 @@ class WandbRun(Log):
 
     def catch_up(self, metrics: Path) -> None:
         if self.anew:
-            with metrics.open(newline="", encoding="utf8") as file:
-                for step, rows in groupby(list(csv.reader(file))[1:], key=lambda row: int(row[0])):
-                    self.log_metrics({name: float(value) for _, name, value in rows}, step)
+            for step, rows in groupby(read_metrics(metrics), key=lambda row: row[0]):
+                self.log_metrics({name: value for _, name, value in rows}, step)
 
     def alert(self, alarm: Alarm) -> None:
         self.run.alert(title="Mixture of Experts", text=str(alarm))
